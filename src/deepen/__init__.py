@@ -1,0 +1,34 @@
+"""Grow a pretrained language model deeper.
+
+The functions here are the command line's subcommands; importing the package loads neither torch
+nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepen.errors import DeepenError as DeepenError
+    from deepen.growth import grow as grow
+    from deepen.growth import grow_model as grow_model
+    from deepen.growth import plan as plan
+    from deepen.inspection import inspect as inspect
+    from deepen.verification import verify as verify
+
+_HOME = {
+    "DeepenError": "deepen.errors",
+    "grow": "deepen.growth",
+    "grow_model": "deepen.growth",
+    "plan": "deepen.growth",
+    "verify": "deepen.verification",
+    "inspect": "deepen.inspection",
+}
+
+__all__ = ["DeepenError", "grow", "grow_model", "inspect", "plan", "verify"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'deepen' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,149 @@
+"""The one shape that every growth method has.
+
+A method is data (name, paper, what trains) and two functions: ``place`` says where new blocks go,
+``fuse`` makes one. ``docs/methods.md`` shows how to write a method of your own in 30 lines.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from deepen import placement as placements
+from deepen.anatomy import Anatomy
+from deepen.errors import DeepenError, unknown
+from deepen.placement import Placement
+from deepen.plans import Plan, insert_after
+
+Block = Mapping[str, Tensor]
+"""Tensor name inside a block → tensor, loaded on access; weights are ``[out, in]``."""
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the finished share of it, 0 to 1."""
+
+
+def silent(stage: str, share: float) -> None:
+    """Report progress to nobody."""
+
+
+class Options(BaseModel):
+    """A method's own options; each field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where the user wants new blocks; what is ``None`` is left to the method."""
+
+    depth: int
+    """Number of blocks of the base."""
+    new_layers: int | None = None
+    """Number of new blocks."""
+    placement: Placement | None = None
+    """Strategy or explicit list."""
+    per_gap: int = 1
+    """How many new blocks a gap may take."""
+
+
+class Fuse(Protocol):
+    """Make one new block; pure, apart from reading the parents."""
+
+    def __call__(
+        self,
+        options: Any,  # noqa: ANN401 (each method's own Options class)
+        below: Block,
+        above: Block,
+        anatomy: Anatomy,
+        t: float,
+        state: Any,  # noqa: ANN401 (what the method's own ``prepare`` returned)
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of the new block by its name inside the block, in any float dtype."""
+
+
+class Prepare(Protocol):
+    """Look at the whole stack once, before any block is made."""
+
+    def __call__(
+        self,
+        options: Any,  # noqa: ANN401
+        blocks: Sequence[Block],
+        anatomy: Anatomy,
+        seed: int,
+        progress: Progress,
+    ) -> Any:  # noqa: ANN401
+        """Return the state that is handed to every ``fuse``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A growth method; one of these per file, in the table of ``deepen.methods``."""
+
+    name: str
+    """Name on the command line."""
+    summary: str
+    """What a new block is, in a few words."""
+    reference: str
+    """Paper."""
+    place: Callable[[Request], Plan]
+    """Where new blocks go."""
+    fuse: Fuse
+    """How one is made."""
+    options: type[Options] = Options
+    """The method's own options."""
+    preserves_function: bool = False
+    """Whether the grown model computes what the base computes, until it is trained."""
+    trains: Literal["new_blocks", "everything"] = "new_blocks"
+    """What the paper trains after growing."""
+    prepare: Prepare | None = None
+    """For methods that must see the whole stack first."""
+
+
+def between(default: str = "top") -> Callable[[Request], Plan]:
+    """Make a ``place`` for methods that fuse the two blocks around a gap."""
+    return lambda request: _insert(request, default, copies=False)
+
+
+def above_copied(default: str) -> Callable[[Request], Plan]:
+    """Make a ``place`` for methods that copy the block below; they may also grow on top of all."""
+    return lambda request: _insert(request, default, copies=True)
+
+
+def _insert(request: Request, default: str, *, copies: bool) -> Plan:
+    """Choose the gaps and plan one new block for each."""
+    gaps = placements.choose_gaps(
+        request.placement or Placement(default),
+        request.depth,
+        request.new_layers,
+        request.per_gap,
+        open_top=copies,
+    )
+    return insert_after(request.depth, gaps, copies=copies)
+
+
+def parse_options(method: Method, values: Mapping[str, object]) -> Options:
+    """Check option values, given as strings or as what they are, against a method's options.
+
+    Raises:
+        DeepenError: An option is unknown or its value does not fit.
+    """
+    for name in values:
+        if name not in method.options.model_fields:
+            if not method.options.model_fields:
+                raise DeepenError(f"Method {method.name!r} has no options; leave out {name!r}.")
+            raise unknown(f"option of {method.name}", name, method.options.model_fields)
+    try:
+        return method.options.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DeepenError(
+            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
+            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
+        ) from None
+
+
+def interpolate(below: Tensor, above: Tensor, t: float) -> Tensor:
+    """Return (1 - t)·below + t·above in float32: the mean at t = ½."""
+    return (1 - t) * below.float() + t * above.float()

@@ -1,0 +1,31 @@
+"""LLaMA PRO, block expansion. arXiv 2401.02415, section 3.2.
+
+The base's L blocks form m groups; after each group stands a copy of its last block with the two
+output projections zeroed, so that the grown model computes what the base computes. Where m does not
+divide L the groups differ by one block. Any other placement works too, copies of the block below.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor, zeros_like
+
+from deepen.anatomy import Anatomy
+from deepen.methods.base import Block, Method, Options, above_copied
+
+
+def fuse(
+    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+) -> Iterator[tuple[str, Tensor]]:
+    """Copy the block below, silencing every tensor that writes into the residual stream."""
+    for name, spec in anatomy.block.items():
+        yield name, zeros_like(below[name]) if spec.writes_residual else below[name]
+
+
+METHOD = Method(
+    name="llama-pro",
+    summary="copy of the block below, output projections zeroed",
+    reference="arXiv:2401.02415",
+    place=above_copied("uniform"),
+    fuse=fuse,
+    preserves_function=True,
+)

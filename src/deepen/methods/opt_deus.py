@@ -1,0 +1,98 @@
+"""OpT-DeUS, optimal transport depth up-scaling. arXiv 2508.08011, section 3.
+
+One new block in each gap of the top half. Row by row, the lower neighbour A is aligned to the upper
+neighbour B by entropic optimal transport, then the two are averaged; the tensors that write into
+the residual stream are zeroed, so that the grown model computes what the base computes.
+
+With T the plan of a weight's rows (cost: Euclidean distance) and T_o that of the attention output:
+
+    query, key, value    (1-t)·TᵀA + t·B
+    FFN norm             (1-t)·A·(½T_o + ½I) + t·B
+    gate, up             (1-t)·TᵀA' + t·B,  A' = A·T_o, T from the distances between A' and B
+    everything else      (1-t)·A + t·B
+    output projections   0
+
+at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move with the rows of their
+weight.
+
+``published`` is the arithmetic of the released code: POT's plan T as it comes, with sums 1/n, so
+that TᵀA is about n times too small and a new block is close to t·B. ``normalised`` is the algorithm
+as written down: rows are pushed by n·T (the barycentric projection) and the cost is in units of its
+own standard deviation, without which plans between wide layers are uniform.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, zeros_like
+
+from deepen.anatomy import Anatomy
+from deepen.methods.base import Block, Method, between, interpolate
+from deepen.methods.base import Options as BaseOptions
+from deepen.transport import cost, sinkhorn
+
+
+class Options(BaseOptions):
+    """Options of OpT-DeUS."""
+
+    fidelity: Literal["published", "normalised"] = "normalised"
+    """`published`: the released code's numbers; `normalised`: rescaled plan, scale-free cost."""
+    regularisation: float = Field(default=0.06, gt=0)
+    """Entropic regularisation, in units of weight distance (published) or of the cost's spread."""
+    max_iterations: int = Field(default=10_000, ge=1)
+    """Upper limit of Sinkhorn iterations for one plan."""
+
+
+def fuse(
+    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+) -> Iterator[tuple[str, Tensor]]:
+    """Align, average, silence; every tensor keeps its shape."""
+    maps: dict[str, Tensor] = {}  # role → the matrix M that pushes its rows, A → MᵀA
+    for name, spec in anatomy.block.items():
+        role = spec.role
+        if role == "attention_output" and name.endswith(".weight"):
+            maps[role] = _map(below[name].float(), above[name].float(), options)
+        if spec.writes_residual:
+            yield name, zeros_like(above[name])
+            continue
+        a, b = below[name].float(), above[name].float()
+        if role in ("query", "key", "value", "gate", "up"):
+            if a.ndim == 2:
+                a = a @ maps["attention_output"] if role in ("gate", "up") else a
+                maps[role] = _map(a, b, options)
+            a = maps[role].T @ a
+        elif role == "ffn_norm":
+            a = 0.5 * (a @ maps["attention_output"]) + 0.5 * a
+        yield name, interpolate(a, b, t)
+
+
+def _map(a: Tensor, b: Tensor, options: Options) -> Tensor:
+    """Return the ``[n, n]`` matrix M that aligns A's rows to B's as MᵀA, for ``[n, d]`` weights."""
+    distances = cost.euclidean(a, b)
+    if options.fidelity == "published":
+        solved = sinkhorn.pot(distances, options.regularisation, options.max_iterations)
+        matrix = solved.plan
+    else:
+        distances = cost.in_units_of_spread(distances)
+        solved = sinkhorn.stabilised(distances, options.regularisation, options.max_iterations)
+        matrix = solved.plan.mul_(len(b))
+    if not solved.converged:
+        warnings.warn(
+            f"Sinkhorn stopped before its threshold (fidelity {options.fidelity}).",
+            sinkhorn.TransportWarning,
+            stacklevel=2,
+        )
+    return matrix
+
+
+METHOD = Method(
+    name="opt-deus",
+    summary="optimal transport to the upper neighbour, mean, output projections zeroed",
+    reference="arXiv:2508.08011",
+    place=between("top"),
+    fuse=fuse,
+    options=Options,
+    preserves_function=True,
+)

@@ -1,0 +1,123 @@
+"""Where new blocks go: strategies that choose gaps.
+
+Gap g lies above block g. A base of L blocks has the L - 1 inner gaps 0..L-2, each between two
+blocks; methods that copy can also use the open gap L - 1 above the last block. The regions of the
+named strategies are drawn in docs/methods.md.
+"""
+
+from dataclasses import dataclass
+
+from deepen.errors import DeepenError, unknown
+
+NAMES = ("top", "middle", "bottom", "top-bottom", "uniform")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A strategy by name, or an explicit list of gaps."""
+
+    name: str
+    """One of NAMES, or ``after``."""
+    after: tuple[int, ...] = ()
+    """For ``after``: one gap per new block, repeated for several in one gap."""
+
+    def __str__(self) -> str:
+        """Return the form that ``parse`` reads."""
+        return f"after:{','.join(map(str, self.after))}" if self.after else self.name
+
+
+def parse(text: str) -> Placement:
+    """Read a placement as it is written on the command line.
+
+    Raises:
+        DeepenError: The name is unknown, or the list after ``after:`` is not one of integers.
+    """
+    name, _, rest = text.partition(":")
+    if name == "after":
+        try:
+            return Placement("after", tuple(sorted(int(part) for part in rest.split(","))))
+        except ValueError:
+            raise DeepenError(
+                f"Placement {text!r} is not a list of blocks; write for example after:3,4,5."
+            ) from None
+    if text not in NAMES:
+        raise unknown("placement", text, [*NAMES, "after:3,4,5"])
+    return Placement(text)
+
+
+def choose_gaps(
+    placement: Placement, depth: int, new_layers: int | None, per_gap: int, *, open_top: bool
+) -> list[int]:
+    """Choose the gap of every new block.
+
+    Args:
+        placement: The strategy.
+        depth: Number of blocks of the base, L.
+        new_layers: Number of new blocks; by default half of L, or as many as ``after`` lists.
+        per_gap: How many new blocks a gap may take.
+        open_top: Whether the gap above the last block may be used (methods that copy).
+
+    Returns:
+        One gap per new block, ascending, repeated where a gap takes several.
+
+    Raises:
+        DeepenError: The placement does not hold that many new blocks.
+    """
+    if per_gap < 1:
+        raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
+    slots = depth if open_top else depth - 1
+    if placement.name == "after":
+        return _listed(placement, depth, new_layers, slots)
+    wanted = max(1, depth // 2) if new_layers is None else new_layers
+    if wanted < 1:
+        raise DeepenError(f"There must be at least 1 new layer, not {wanted}.")
+    order = _preferred(placement.name, depth, slots, wanted)
+    if wanted > len(order) * per_gap:
+        raise DeepenError(
+            f"Placement {placement.name!r} of {depth} blocks holds {len(order) * per_gap} new "
+            f"layers at {per_gap} per gap, not {wanted}; ask for fewer, choose another placement, "
+            f"or pass --per-gap {-(-wanted // max(1, len(order)))}."
+            if order
+            else f"A base of {depth} block has no gap between two blocks to grow in."
+        )
+    # Full rounds over all gaps, then the remainder in the gaps that the strategy prefers.
+    return sorted(order[i % len(order)] for i in range(wanted))
+
+
+def _listed(placement: Placement, depth: int, new_layers: int | None, slots: int) -> list[int]:
+    """Check an explicit list of gaps."""
+    for gap in placement.after:
+        if gap == depth - 1 and gap >= slots:
+            raise DeepenError(
+                f"Block {gap} is the last one: there is no block above it to fuse with; "
+                f"only methods that copy can insert there."
+            )
+        if not 0 <= gap < slots:
+            raise DeepenError(f"The base has blocks 0 to {depth - 1}; there is no block {gap}.")
+    if new_layers not in (None, len(placement.after)):
+        raise DeepenError(
+            f"Placement '{placement}' holds {len(placement.after)} new layers, not {new_layers}; "
+            f"leave out --new-layers, or name a block twice for two new layers above it."
+        )
+    return list(placement.after)
+
+
+def _preferred(name: str, depth: int, slots: int, wanted: int) -> list[int]:
+    """List a strategy's gaps, those it fills first in front."""
+    inner = depth - 1
+    half = min(inner, max(1, depth // 2))
+    if name == "top":
+        return list(range(inner - 1, inner - 1 - half, -1))
+    if name == "bottom":
+        return list(range(half))
+    if name == "middle":
+        # Outwards from the centre of the inner gaps, the upper one of two equals first.
+        centre = (inner - 1) / 2
+        return sorted(range(inner), key=lambda gap: (abs(gap - centre), -gap))[:half]
+    if name == "top-bottom":
+        # From both ends inwards in turn, the top first.
+        ends = [gap for i in range(inner) for gap in (inner - 1 - i, i)]
+        return list(dict.fromkeys(ends))[:half]
+    # uniform: the gaps form as many equal groups as there are new blocks; the last of each group.
+    groups = min(wanted, slots)
+    return [(k + 1) * slots // groups - 1 for k in range(groups)] if groups else []

@@ -1,0 +1,1 @@
+"""Optimal transport between the neurons of two blocks: cost → plan → push."""
