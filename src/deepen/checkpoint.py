@@ -91,15 +91,15 @@ class Source(ABC):
         for name in sorted(self.infos):
             info = self.infos[name]
             digest.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
-            raw = as_bytes(self.load(name))
+            raw = as_bytes(self.load(name)).numpy().data
             digest.update(raw[:_FINGERPRINT_BYTES])
             digest.update(raw[-_FINGERPRINT_BYTES:])
         return digest.hexdigest()
 
 
-def as_bytes(tensor: Tensor) -> memoryview:
-    """Return a CPU tensor's contents as bytes, without a copy if it is contiguous."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a tensor's contents as ``uint8``, flat, without a copy if it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def info_of(tensor: Tensor, name: str) -> TensorInfo:

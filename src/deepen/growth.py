@@ -10,9 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import torch
-
-from deepen import methods
+from deepen import device, methods
 from deepen import placement as placements
 from deepen.anatomy.config import grown_config
 from deepen.base import Base, as_base, open_base
@@ -150,13 +148,13 @@ def grow_model(module: "PreTrainedModel", **how: Unpack[How]) -> "PreTrainedMode
         DeepenError: The model or the request is not one that can be grown.
     """
     growth = _growth(as_base(ModuleSource(module, module.config.to_dict())), **how)
-    grown: PreTrainedModel = type(module).from_pretrained(
+    grown: Any = type(module).from_pretrained(
         None,
         config=type(module.config).from_dict(_config(growth)),
         state_dict={name: tensor.clone() for name, tensor in grown_tensors(growth)},
         dtype=module.dtype,
     )
-    return grown.to(module.device).train(module.training)
+    return grown.to(device=module.device).train(module.training)
 
 
 def _growth(base: Base, **how: Unpack[How]) -> Growth:
@@ -180,21 +178,8 @@ def _growth(base: Base, **how: Unpack[How]) -> Growth:
         method=method,
         options=parse_options(method, how.get("options") or {}),
         seed=how.get("seed", 0),
-        device=_device(how.get("device", "auto")),
+        device=device.choose(how.get("device", "auto")),
     )
-
-
-def _device(name: str) -> torch.device:
-    """Choose the device that computes new blocks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DeepenError(f"Device {name!r} cannot be used here ({reason}); try cpu.") from None
-    return device
 
 
 def _config(growth: Growth) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Plan:
         if kept != list(range(self.base_depth)):
             raise ValueError(f"a plan keeps blocks 0..{self.base_depth - 1} in order, not {kept}")
         for block in self.blocks:
-            if isinstance(block, Insert) and not 0 <= block.below <= block.above < self.base_depth:
+            if isinstance(block, Insert) and not set(block.parents) <= set(kept):
                 raise ValueError(f"{block} names a block that the base does not have")
 
     @property
@@ -79,6 +79,21 @@ class Plan:
     def type_parents(self) -> list[int]:
         """For each block of the grown model, the base block whose type it has."""
         return [b.source if isinstance(b, Keep) else b.nearest for b in self.blocks]
+
+    def then(self, later: "Plan") -> "Plan":
+        """Return the plan that leads from this plan's base to what ``later`` makes of its result.
+
+        A block that ``later`` makes from a new block counts as made from that block's nearest
+        parent.
+        """
+        parents = self.type_parents
+        blocks = (
+            self.blocks[block.source]
+            if isinstance(block, Keep)
+            else Insert(parents[block.below], parents[block.above], block.t)
+            for block in later.blocks
+        )
+        return Plan(self.base_depth, tuple(blocks))
 
     def to_json(self) -> list[int | list[int | float]]:
         """Return the plan as the list that the module's docstring shows."""

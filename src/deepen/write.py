@@ -92,7 +92,7 @@ class ShardWriter:
         file = self._split.tensor_to_filename[name]
         shard, stream = self._open.get(file) or self._start(file)
         stream.seek(shard.offsets[name])
-        stream.write(as_bytes(tensor))
+        stream.write(as_bytes(tensor).numpy().data)
         self._missing[file].remove(name)
         if not self._missing[file]:
             self._finish(file, stream)

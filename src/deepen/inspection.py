@@ -1,0 +1,60 @@
+"""Show what a checkpoint is: its blocks, where each comes from, what is new."""
+
+from pathlib import Path
+
+from deepen.base import open_base
+from deepen.records import Origin, Record, Step, read_lineage
+
+
+class InspectRecord(Record):
+    """What ``inspect`` found."""
+
+    name: str
+    """Hub id, or the folder's name."""
+    family: str
+    """The config's ``model_type``."""
+    dtypes: list[str]
+    """Stored dtypes."""
+    blocks: int
+    """Number of blocks."""
+    parameters: int
+    """Stored parameters; tied ones count once."""
+    parameters_per_block: int
+    """Parameters of one block."""
+    new_blocks: list[int]
+    """Blocks that the latest growth added."""
+    new_parameters: int
+    """Parameters of those."""
+    steps: list[Step]
+    """All growths, the earliest first."""
+    origins: list[Origin]
+    """For each block, where it comes from."""
+
+
+def inspect(model: str | Path, *, revision: str | None = None) -> InspectRecord:
+    """Read a checkpoint's headers and lineage, grown or not.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        DeepenError: The checkpoint cannot be read, or is of a family that deepen does not know.
+    """
+    base = open_base(model, revision)
+    lineage = read_lineage(base.source.config)
+    new_blocks = lineage.new_blocks if lineage else []
+    return InspectRecord(
+        name=base.source.name,
+        family=base.family.model_type,
+        dtypes=sorted({info.dtype for info in base.source.infos.values()}),
+        blocks=base.depth,
+        parameters=base.source.parameters,
+        parameters_per_block=base.parameters_per_block,
+        new_blocks=new_blocks,
+        new_parameters=len(new_blocks) * base.parameters_per_block,
+        steps=lineage.steps if lineage else [],
+        origins=lineage.origins()
+        if lineage
+        else [Origin(step=0, block=index) for index in range(base.depth)],
+    )

@@ -1,0 +1,22 @@
+"""A short text that ``verify`` runs both models on when it is given no other."""
+
+PASSAGE = """\
+A river does not grow by hurrying. It takes up what the hills give it, stone by stone and stream by
+stream, and only where the ground allows does it cut deeper. Engineers who straighten rivers learn
+this late: the water remembers the bends, and after every flood it asks for them back.
+
+In 1854 a physician marked the cholera deaths of one London district on a map. Most of the 578 dots
+lay around a single pump. He had no microscope that could show him the cause, only counting, a
+street plan, and the patience to ask at every door which water the family had drunk.
+
+def median(values):
+    ordered = sorted(values)
+    middle, odd = divmod(len(ordered), 2)
+    if odd:
+        return ordered[middle]
+    return (ordered[middle - 1] + ordered[middle]) / 2
+
+Question: a train leaves at 14:35 and arrives at 17:10. How long is the journey? Answer: two hours
+and thirty-five minutes, because from 14:35 to 17:00 are 2 h 25 min and ten minutes remain.
+"Non è vero," said the old man, and then, as if to himself: « peut-être demain ».
+"""

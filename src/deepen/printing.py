@@ -1,0 +1,169 @@
+"""Records as a person reads them in a terminal; nothing is computed here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from deepen.inspection import InspectRecord
+from deepen.methods.base import Method
+from deepen.methods.base import Progress as Report
+from deepen.records import GrowRecord, Step
+from deepen.verification import VerifyRecord
+
+
+@contextmanager
+def progress_bar() -> Iterator[Report]:
+    """Show the stage at hand and its finished share on stderr, and clear it at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, object] = {}
+
+        def report(stage: str, share: float) -> None:
+            family = stage.partition(":")[0]
+            if family not in tasks:
+                tasks[family] = bar.add_task(stage, total=1.0)
+            bar.update(tasks[family], completed=share, description=stage)  # type: ignore[arg-type]
+
+        yield report
+
+
+def stack(depth: int, new_blocks: list[int]) -> Text:
+    """Draw a stack from bottom to top, new blocks in brackets."""
+    new, text = set(new_blocks), Text()
+    for index in range(depth):
+        text.append(
+            f"[{index}]" if index in new else str(index), "bold green" if index in new else "dim"
+        )
+        text.append(" " if index < depth - 1 else "")
+    return text
+
+
+def facts(rows: list[tuple[str, str | Text]]) -> Table:
+    """Lay out names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _made_from(step: Step) -> str:
+    """Say between which of the base's blocks the new ones lie."""
+    parents = [block for block in step.plan if isinstance(block, list)]
+    if all(below == above for below, above, _ in parents):
+        return "copies of " + ", ".join(str(int(below)) for below, _, _ in parents)
+    return ", ".join(
+        f"{int(below)}|{int(above)}" + ("" if t == 0.5 else f" at t = {t:.3g}")
+        for below, above, t in parents
+    )
+
+
+def growth(record: GrowRecord) -> Group:
+    """Show what was done, or what would be."""
+    step = record.step
+    options = ", ".join(f"{key}={value}" for key, value in step.options.items())
+    share = record.trainable_parameters / record.parameters
+    added = record.new_parameters / record.base_parameters
+    rows: list[tuple[str, str | Text]] = [
+        ("base", f"{step.base.name} ({step.base.fingerprint[:12]})"),
+        ("method", f"{step.method} ({step.reference}){'; ' + options if options else ''}"),
+        ("blocks", f"{record.base_depth} → {record.depth}"),
+        ("stack", stack(record.depth, step.new_blocks)),
+        ("made from", _made_from(step)),
+        (
+            "parameters",
+            f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})",
+        ),
+        ("to train", f"{record.trainable_parameters:,} ({share:.1%})"),
+        ("function", "that of the base" if step.preserves_function else "changes until trained"),
+        ("weights", size(record.weight_bytes)),
+    ]
+    if record.out is not None:
+        rows.append(("written to", record.out))
+        rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
+    rows += [("note", note) for note in record.notes]
+    return Group(facts(rows))
+
+
+def size(nbytes: int | None) -> str:
+    """Write a number of bytes for reading."""
+    value, units = float(nbytes or 0), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
+
+
+def verification(record: VerifyRecord) -> Group:
+    """Show each check and the verdict."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for check in record.checks:
+        mark = Text("pass", "bold green") if check.passed else Text("FAIL", "bold red")
+        table.add_row(mark, check.name, check.detail)
+    verdict = (
+        f"{record.grown} is {record.base} grown by {', then '.join(record.methods)}."
+        if record.passed
+        else f"{record.grown} is not what it claims to be."
+    )
+    return Group(table, Text(verdict, "bold green" if record.passed else "bold red"))
+
+
+def inspection(record: InspectRecord) -> Group:
+    """Show a checkpoint's blocks and lineage."""
+    rows: list[tuple[str, str | Text]] = [
+        ("model", f"{record.name} ({record.family}, {', '.join(record.dtypes)})"),
+        ("parameters", f"{record.parameters:,} ({record.parameters_per_block:,} in each block)"),
+        ("blocks", stack(record.blocks, record.new_blocks)),
+    ]
+    if not record.steps:
+        rows.append(("lineage", "not grown by deepen"))
+        return Group(facts(rows))
+    share = record.new_parameters / record.parameters
+    rows.append(("new", f"{record.new_parameters:,} parameters ({share:.1%})"))
+    for number, step in enumerate(record.steps, start=1):
+        told = f"{step.method}: {step.base.name} ({step.base.fingerprint[:12]}), "
+        depth = sum(isinstance(block, int) for block in step.plan)
+        rows.append((f"step {number}", f"{told}{depth} → {len(step.plan)} blocks"))
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("block", justify="right")
+    table.add_column("from")
+    for index, origin in enumerate(record.origins):
+        if origin.step == 0:
+            table.add_row(str(index), Text(f"base block {origin.block}", "dim"))
+            continue
+        parents = "|".join(map(str, origin.parents))
+        where = (
+            f"copy of {parents}" if len(origin.parents) == 1 else f"{parents} at t = {origin.t:.3g}"
+        )
+        table.add_row(str(index), Text(f"step {origin.step}: {origin.method}, {where}", "green"))
+    return Group(facts(rows), table)
+
+
+def method_table(methods: list[Method]) -> Table:
+    """Show every method and its options."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for method in methods:
+        function = "keeps" if method.preserves_function else "changes"
+        trains = method.trains.replace("_", " ")
+        table.add_row(method.name, f"{method.summary} ({method.reference})")
+        table.add_row("", f"{function} the base's function; trains {trains}")
+        for name, field in method.options.model_fields.items():
+            meaning = Text(" " + (field.description or "").replace("`", ""), "dim")
+            table.add_row("", Text(f"--set {name}={field.default}").append_text(meaning))
+        table.add_row()
+    return table

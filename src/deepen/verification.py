@@ -1,0 +1,303 @@
+"""Prove that a grown checkpoint is what it claims, by reopening it beside its base.
+
+Everything is read again from disk. Structure is compared tensor by tensor, the function by running
+both models in float32 on the same tokens. A block that adds exactly zero to the residual stream
+leaves every later number as it was, so that methods which promise the base's function are held to
+a difference of exactly 0.0: x + 0 = x in floating point, for all families that deepen grows so far.
+"""
+
+from functools import reduce
+from pathlib import Path
+
+import torch
+from pydantic import computed_field
+from torch import Tensor
+
+from deepen import device as devices
+from deepen import forward
+from deepen.anatomy.config import grown_config
+from deepen.base import Base, open_base
+from deepen.checkpoint import FolderSource, Source, as_bytes
+from deepen.errors import DeepenError
+from deepen.fuse import layout
+from deepen.methods.base import Progress, silent
+from deepen.passage import PASSAGE
+from deepen.plans import Insert, Keep, Plan
+from deepen.records import FIELD, Lineage, Record, Step, read_lineage
+
+
+class Check(Record):
+    """One thing that was looked at."""
+
+    name: str
+    """What was looked at."""
+    passed: bool
+    """Whether it is as claimed."""
+    detail: str
+    """What was found, with counts."""
+
+
+class VerifyRecord(Record):
+    """What ``verify`` found."""
+
+    base: str
+    """Name of the base."""
+    grown: str
+    """Name of the grown model."""
+    methods: list[str]
+    """Methods of the growths that lead from the one to the other."""
+    checks: list[Check]
+    """In the order in which they were made; the ones that need a sound structure come last."""
+    tokens: int = 0
+    """Number of tokens that both models were run on."""
+    max_abs_logit_difference: float | None = None
+    """Largest difference of the two models' logits; ``None`` if they could not be run."""
+    kl_nats_per_token: float | None = None
+    """Mean over tokens of KL(base ‖ grown); ``None`` if they could not be run."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+def verify(
+    base: str | Path,
+    grown: str | Path,
+    *,
+    text: str | None = None,
+    sequences: int = 4,
+    length: int = 64,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> VerifyRecord:
+    """Hold a grown checkpoint to its base and to its own ``deepen`` entry.
+
+    Memory stays at about one tensor in float32 and the logits, whatever the models' size.
+
+    Args:
+        base: The checkpoint that was grown, in the latest step or an earlier one: a folder or a
+            hub id.
+        grown: The grown checkpoint.
+        text: What to run both models on; a built-in passage by default.
+        sequences: Number of token sequences.
+        length: Tokens in each.
+        device: Where to run them.
+        progress: Called with the stage and the finished share of it.
+
+    Raises:
+        DeepenError: A checkpoint cannot be read, or deepen did not grow ``grown``.
+    """
+    before = open_base(base)
+    after = FolderSource(Path(grown))
+    lineage = read_lineage(after.config)
+    if lineage is None:
+        raise DeepenError(
+            f"{str(grown)!r} has no deepen entry in its config.json; "
+            f"there is no claim to verify, because deepen did not grow it."
+        )
+    steps = _steps_from(before, lineage)
+    plan = reduce(Plan.then, (Plan.from_json(step.plan) for step in steps))
+    promised = all(step.preserves_function for step in steps)
+    checks = [_check_base(before, steps), _check_tensors(before, after, plan)]
+    record = VerifyRecord(
+        base=before.source.name,
+        grown=after.name,
+        methods=[step.method for step in steps],
+        checks=checks,
+    )
+    if not record.passed:
+        return record
+    checks.append(_check_config(before, after, plan))
+    checks.append(_check_kept(before, after, plan, progress))
+    checks.append(_check_new(before, after, plan, promised))
+    checks.append(_check_loads(after))
+    if not all(check.passed for check in checks):
+        return record.model_copy(update={"checks": checks})
+    tokens, how = sample_tokens(before.source, text, sequences, length)
+    progress("running the base", 0.0)
+    where = devices.choose(device)
+    base_logits = forward.logits(before.source, tokens, where)
+    progress("running the grown model", 0.5)
+    grown_logits = forward.logits(after, tokens, where)
+    progress("compared", 1.0)
+    difference = float((grown_logits - base_logits).abs().max())
+    moved = kl_nats_per_token(base_logits, grown_logits)
+    checks.append(_check_function(promised, difference, moved, f"{tokens.numel()} {how}"))
+    return record.model_copy(
+        update={
+            "checks": checks,
+            "tokens": tokens.numel(),
+            "max_abs_logit_difference": difference,
+            "kl_nats_per_token": moved,
+        }
+    )
+
+
+def kl_nats_per_token(base_logits: Tensor, grown_logits: Tensor) -> float:
+    """Return the mean over tokens of KL(base ‖ grown) of logits ``[batch, length, vocabulary]``."""
+    total = 0.0
+    for base, grown in zip(base_logits, grown_logits, strict=True):  # one sequence at a time
+        log_p, log_q = base.double().log_softmax(-1), grown.double().log_softmax(-1)
+        total += float((log_p.exp() * (log_p - log_q)).sum())
+    return total / base_logits.shape[:-1].numel()
+
+
+def sample_tokens(
+    source: Source, text: str | None, sequences: int, length: int
+) -> tuple[Tensor, str]:
+    """Make token sequences that the model could meet.
+
+    Returns:
+        Ids ``[sequences, length]``, and what they are. Without a tokenizer beside the weights they
+        are random.
+    """
+    from transformers import AutoTokenizer
+
+    limit = int(source.config.get("max_position_embeddings") or length)
+    shape = (sequences, min(length, limit))
+    try:
+        if not isinstance(source, FolderSource):
+            raise OSError
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        ids = tokenizer(text or PASSAGE, add_special_tokens=False)["input_ids"]
+    except (OSError, ValueError, KeyError, TypeError):
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = int(source.config["vocab_size"])
+        return torch.randint(vocabulary, shape, generator=generator), "random tokens (no tokenizer)"
+    if not ids:
+        raise DeepenError("The text to verify with holds no tokens; give another one.")
+    # Each sequence starts elsewhere in the text, which is repeated if it is too short.
+    starts = [index * len(ids) // sequences for index in range(sequences)]
+    return torch.tensor(
+        [[ids[(start + i) % len(ids)] for i in range(shape[1])] for start in starts]
+    ), "tokens of text"
+
+
+def _steps_from(base: Base, lineage: Lineage) -> list[Step]:
+    """Return the growths that start at a base; the latest one if it is not in the lineage."""
+    bases = [step.base.fingerprint for step in lineage.steps]
+    known = base.source.fingerprint in bases
+    return lineage.steps[bases.index(base.source.fingerprint) if known else -1 :]
+
+
+def _check_base(base: Base, steps: list[Step]) -> Check:
+    """Compare the base's fingerprint with the one that was recorded."""
+    recorded, given = steps[0].base, base.source.fingerprint
+    detail = f"fingerprint {given[:12]}"
+    if given != recorded.fingerprint:
+        detail += f", but {recorded.name} with {recorded.fingerprint[:12]} was grown"
+    return Check(
+        name="base is the one that was grown",
+        passed=given == recorded.fingerprint,
+        detail=detail,
+    )
+
+
+def _check_tensors(base: Base, grown: Source, plan: Plan) -> Check:
+    """Compare names, shapes and dtypes with what the plan makes of the base."""
+    name = "every tensor present, nothing extra"
+    if plan.base_depth != base.depth:
+        return Check(name=name, passed=False, detail=f"the base has {base.depth} blocks")
+    expected = layout(base, plan)
+    problems = [
+        *(f"{tensor} is missing" for tensor in expected if tensor not in grown.infos),
+        *(f"{tensor} is extra" for tensor in grown.infos if tensor not in expected),
+        *(
+            f"{tensor} is {info.dtype} {info.shape}, not {expected[tensor].dtype} "
+            f"{expected[tensor].shape}"
+            for tensor, info in grown.infos.items()
+            if tensor in expected and info != expected[tensor]
+        ),
+    ]
+    return _check(name, problems, f"{len(expected)} tensors in name, shape and dtype")
+
+
+def _check_config(base: Base, grown: Source, plan: Plan) -> Check:
+    """Compare config.json, apart from the lineage, with what the plan makes of the base's."""
+    expected = grown_config(base.source.config, base.resolved, base.family, plan)
+    fields = sorted((expected.keys() | grown.config.keys()) - {FIELD})
+    problems = [
+        f"{field} is {grown.config.get(field)!r}, not {expected.get(field)!r}"
+        for field in fields
+        if grown.config.get(field) != expected.get(field)
+    ]
+    return _check("config.json true for the new depth", problems, f"{len(fields)} fields")
+
+
+def _check_kept(base: Base, grown: Source, plan: Plan, progress: Progress) -> Check:
+    """Compare everything that was kept, byte by byte."""
+    pairs = {name: name for name in base.anatomy.outside}
+    for index, block in enumerate(plan.blocks):
+        if isinstance(block, Keep):
+            for suffix in base.anatomy.block:
+                pairs[base.family.name(index, suffix)] = base.family.name(block.source, suffix)
+    problems, compared = [], 0
+    for done, (name, source) in enumerate(pairs.items()):
+        progress("comparing kept tensors", done / len(pairs))
+        ours, theirs = grown.load(name), base.source.load(source)
+        compared += theirs.nbytes
+        # Bytes and not numbers: NaN equals NaN, and 0.0 does not equal -0.0.
+        if not torch.equal(as_bytes(ours), as_bytes(theirs)):
+            problems.append(f"{name} differs from the base's {source}")
+    progress("comparing kept tensors", 1.0)
+    return _check(
+        "kept blocks bit-identical", problems, f"{len(pairs)} tensors, {compared / 1e6:,.1f} MB"
+    )
+
+
+def _check_new(base: Base, grown: Source, plan: Plan, promised: bool) -> Check:
+    """Look for NaN and Inf in the new blocks, and for zeros where they are promised."""
+    problems, silenced = [], 0
+    for index, block in enumerate(plan.blocks):
+        if not isinstance(block, Insert):
+            continue
+        for suffix, spec in base.anatomy.block.items():
+            name = base.family.name(index, suffix)
+            tensor = grown.load(name)
+            if not torch.isfinite(tensor).all():
+                problems.append(f"{name} holds NaN or Inf")
+            if promised and spec.writes_residual:
+                silenced += 1
+                if tensor.count_nonzero():
+                    problems.append(f"{name} is not zero (has the model been trained?)")
+    detail = f"{len(plan.new_blocks)} blocks"
+    return _check(
+        "new blocks finite", problems, detail + (f", {silenced} tensors zero" if silenced else "")
+    )
+
+
+def _check_loads(grown: Source) -> Check:
+    """Compare the tensors with those that transformers' own class has."""
+    missing, extra = forward.missing_and_extra(grown)
+    problems = [
+        *(f"{name} is missing" for name in missing),
+        *(f"{name} is extra" for name in extra),
+    ]
+    # Old checkpoints store the RoPE frequencies, which loaders compute anew.
+    problems = [problem for problem in problems if "rotary_emb.inv_freq is extra" not in problem]
+    return _check("loads without custom code", problems, str(grown.config["model_type"]))
+
+
+def _check_function(promised: bool, difference: float, moved: float, sample: str) -> Check:
+    """Hold the logits to the method's promise."""
+    if promised:
+        return Check(
+            name="computes what the base computes",
+            passed=difference == 0.0,
+            detail=f"max |Δlogit| = {difference!r} on {sample}, expected 0.0",
+        )
+    return Check(
+        name="function moved, as this method does",
+        passed=moved == moved and moved >= -1e-6,
+        detail=f"KL = {moved:.4f} nats per token, max |Δlogit| = {difference:.3g} on {sample}",
+    )
+
+
+def _check(name: str, problems: list[str], detail: str) -> Check:
+    """Make a check of a list of problems, naming the first few."""
+    if not problems:
+        return Check(name=name, passed=True, detail=detail)
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return Check(name=name, passed=False, detail="; ".join(problems[:3]) + more)
