@@ -6,6 +6,7 @@ only fit for small sizes.
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import ot
@@ -17,11 +18,11 @@ NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 def random_block(
     seed: int,
-    hidden: int = 48,
+    hidden: int = 40,
     heads: int = 6,
     kv_heads: int = 2,
-    head_dim: int = 10,
-    ffn: int = 91,
+    head_dim: int = 6,
+    ffn: int = 57,
     std: float = 0.02,
     biases: bool = False,
 ) -> dict[str, Tensor]:
@@ -44,7 +45,9 @@ def random_block(
     return block
 
 
-def released_opt_deus_block(below: dict[str, Tensor], above: dict[str, Tensor]) -> dict[str, Tensor]:
+def released_opt_deus_block(
+    below: dict[str, Tensor], above: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the new block between two Llama blocks as the released OpT-DeUS code computes it.
 
     Per tensor, in the order of the forward pass: push the input side of the lower neighbour by the
@@ -88,6 +91,27 @@ def released_plan(rows_a: Tensor, rows_b: Tensor) -> Tensor:
         return ot.sinkhorn(a, b, M, 0.06, numItermax=10000)
 
 
+def released_opt_deus_model(base: Path, out: Path, new_layers: int) -> None:
+    """Grow a Llama checkpoint as the released OpT-DeUS code does: two whole models in float32.
+
+    The new blocks go into the topmost gaps, one each; the result is saved in bfloat16.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LlamaConfig.from_pretrained(base)
+    config.num_hidden_layers += new_layers
+    large = LlamaForCausalLM.from_pretrained(base, config=config, dtype=torch.float32)
+    blocks = [layer.state_dict() for layer in small.model.layers]
+    first_gap = len(blocks) - 1 - new_layers
+    stack = blocks[: first_gap + 1]
+    for gap in range(first_gap, len(blocks) - 1):
+        stack += [released_opt_deus_block(blocks[gap], blocks[gap + 1]), blocks[gap + 1]]
+    for layer, tensors in zip(large.model.layers, stack, strict=True):
+        layer.load_state_dict(tensors)
+    large.to(torch.bfloat16).save_pretrained(out)
+
+
 def loop_sinkhorn_log(cost: np.ndarray, reg: float, iterations: int) -> np.ndarray:
     """Return the entropic plan ``[n, m]`` with uniform marginals, by loops over potentials.
 
@@ -99,9 +123,13 @@ def loop_sinkhorn_log(cost: np.ndarray, reg: float, iterations: int) -> np.ndarr
     f, g = [0.0] * n, [0.0] * m
     for _ in range(iterations):
         for i in range(n):
-            f[i] = reg * (-math.log(n) - _log_sum_exp([(g[j] - cost[i, j]) / reg for j in range(m)]))
+            f[i] = reg * (
+                -math.log(n) - _log_sum_exp([(g[j] - cost[i, j]) / reg for j in range(m)])
+            )
         for j in range(m):
-            g[j] = reg * (-math.log(m) - _log_sum_exp([(f[i] - cost[i, j]) / reg for i in range(n)]))
+            g[j] = reg * (
+                -math.log(m) - _log_sum_exp([(f[i] - cost[i, j]) / reg for i in range(n)])
+            )
     plan = [[math.exp((f[i] + g[j] - cost[i, j]) / reg) for j in range(m)] for i in range(n)]
     return np.array(plan)
 

@@ -16,7 +16,6 @@ from deepen.anatomy.config import grown_config
 from deepen.base import Base, as_base, open_base
 from deepen.card import model_card
 from deepen.checkpoint import FolderSource, ModuleSource, note_pickle
-from deepen.errors import DeepenError
 from deepen.fuse import Growth, grown_tensors
 from deepen.methods.base import Progress, Request, parse_options, silent
 from deepen.records import (

@@ -2,9 +2,10 @@
 
 import warnings
 
-import oracles
 import pytest
 import torch
+
+import oracles
 from deepen.anatomy import FAMILIES, Anatomy, dissect
 from deepen.methods.opt_deus import METHOD, Options
 from deepen.transport import sinkhorn
@@ -123,10 +124,11 @@ def test_the_scale_of_both_parents_does_not_change_the_plan(factor):
 def test_the_push_averages_rows_and_loses_none():
     # A constant is pushed onto itself if and only if the weights of each average sum to one.
     below, above = oracles.random_block(1, biases=True), oracles.random_block(2, biases=True)
-    for name in (*HIDDEN_ROWS, "mlp.gate_proj", "mlp.up_proj"):
-        below[f"{name}.bias"] = torch.full_like(below[f"{name}.bias"], 3.0)
-        aligned = _fuse(below, above, t=0.0)[f"{name}.bias"]
-        torch.testing.assert_close(aligned, below[f"{name}.bias"])
+    biases = [f"{name}.bias" for name in (*HIDDEN_ROWS, "mlp.gate_proj", "mlp.up_proj")]
+    below |= {name: torch.full_like(below[name], 3.0) for name in biases}
+    aligned = _fuse(below, above, t=0.0)
+    for name in biases:
+        torch.testing.assert_close(aligned[name], below[name])
 
 
 @pytest.mark.parametrize("name", HIDDEN_ROWS)
@@ -159,7 +161,7 @@ def test_identical_parents_give_themselves():
 
 def test_the_plan_of_the_attention_output_flows_into_the_ffn():
     above = oracles.random_block(1)
-    order = _order(48)
+    order = _order(40)
     norm, gate, up = "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight"
     below = _rows_moved(above, "self_attn.o_proj", order)
     below |= {name: above[name][:, order] for name in (gate, up)}
@@ -174,8 +176,8 @@ def test_the_plan_of_the_attention_output_flows_into_the_ffn():
 
 def test_gate_and_up_have_plans_of_their_own_rows():
     above = oracles.random_block(1, biases=True)
-    below = _rows_moved(above, "mlp.gate_proj", _order(91, seed=1))
-    below = _rows_moved(below, "mlp.up_proj", _order(91, seed=2))
+    below = _rows_moved(above, "mlp.gate_proj", _order(57, seed=1))
+    below = _rows_moved(below, "mlp.up_proj", _order(57, seed=2))
     aligned = _fuse(below, above, t=0.0)
     for name in ("mlp.gate_proj", "mlp.up_proj"):
         for key in (f"{name}.weight", f"{name}.bias"):
@@ -188,7 +190,7 @@ def test_t_moves_from_the_aligned_lower_neighbour_to_the_upper():
     for name, tensor in end.items():
         if not name.startswith(OUTPUTS):
             torch.testing.assert_close(tensor, above[name], rtol=1e-6, atol=1e-7)
-    for t in (0.25, 0.5, 2 / 3):
+    for t in (0.5, 2 / 3):
         for name, tensor in _fuse(below, above, t=t).items():
             torch.testing.assert_close(tensor, (1 - t) * start[name] + t * end[name])
 

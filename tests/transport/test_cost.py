@@ -1,8 +1,9 @@
 """Costs: distances against loops, and units that do not depend on the weights' scale."""
 
-import oracles
 import pytest
 import torch
+
+import oracles
 from deepen.transport import cost
 
 

@@ -4,12 +4,13 @@ import math
 import warnings
 
 import numpy as np
-import oracles
 import ot
 import pytest
 import torch
-from deepen.transport import sinkhorn
 from scipy.optimize import linear_sum_assignment
+
+import oracles
+from deepen.transport import sinkhorn
 
 SHAPES = [(1, 1), (2, 3), (37, 37), (53, 29), (16, 61)]
 

@@ -1,0 +1,28 @@
+"""Fixtures that many tests share."""
+
+import os
+from pathlib import Path
+
+# Nothing here may reach for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+import tiny
+
+logging.disable_progress_bar()
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bfloat16 Llama checkpoint; read only."""
+    return tiny.save(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture(scope="session", params=list(tiny.FAMILIES))
+def any_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of each family in turn; read only."""
+    return tiny.save(tmp_path_factory.mktemp("bases") / request.param, request.param)
