@@ -5,15 +5,15 @@ from pathlib import Path
 
 # Nothing here may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny tensors: a second thread only waits, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 from transformers.utils import logging
 
 import tiny
 
 logging.disable_progress_bar()
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ DTYPES: dict[str, torch.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _FINGERPRINT_BYTES = 65536
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,11 @@ class ModuleSource(Source):
 
     def __init__(self, module: torch.nn.Module, config: Mapping[str, Any]) -> None:
         """Wrap a module; its tensors are read, never changed."""
-        self.name = str(config.get("_name_or_path") or type(module).__name__)
+        name = str(config.get("_name_or_path") or type(module).__name__)
+        self.name = Path(name).name if Path(name).is_dir() else name
         self.revision = None
         self.config = config
-        self._tensors = _without_aliases(module.state_dict())
+        self._tensors = _without_tied_head(module.state_dict())
         self.infos = {name: info_of(tensor, name) for name, tensor in self._tensors.items()}
 
     def load(self, name: str) -> Tensor:
@@ -182,7 +184,7 @@ class FolderSource(Source):
                 in_file[file] = self._header(file)
             if name not in in_file[file]:
                 if file.suffix == ".bin" and name in self._load_pickle(file):
-                    del self._files[name]  # an alias of a tensor that is read under another name
+                    del self._files[name]  # the tied head
                     continue
                 raise DeepenError(
                     f"The index says that {file.name!r} holds tensor {name!r}, but it is not "
@@ -194,7 +196,7 @@ class FolderSource(Source):
     def _header(self, file: Path) -> dict[str, TensorInfo]:
         """Read dtype and shape of the tensors in one weight file."""
         if file.suffix == ".bin":
-            tensors = _without_aliases(self._load_pickle(file))
+            tensors = _without_tied_head(self._load_pickle(file))
             return {name: info_of(tensor, name) for name, tensor in tensors.items()}
         infos = {}
         with _open_safetensors(file) as handle:
@@ -299,12 +301,13 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
-def _without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop every tensor that is the same memory as an earlier one (tied weights)."""
-    kept: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in tensors.items():
-        kept.setdefault((tensor.data_ptr(), tensor.shape), name)
-    return {name: tensors[name] for name in kept.values()}
+def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop an output head that is the same memory as another tensor, as safetensors files do."""
+    head = tensors.get(_HEAD)
+    tied = head is not None and any(
+        tensor.data_ptr() == head.data_ptr() for name, tensor in tensors.items() if name != _HEAD
+    )
+    return {name: tensor for name, tensor in tensors.items() if not (tied and name == _HEAD)}
 
 
 def note_pickle(source: Source) -> None:

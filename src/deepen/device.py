@@ -19,7 +19,6 @@ def choose(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DeepenError(f"Device {name!r} cannot be used here ({reason}); try cpu.") from None
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise DeepenError(f"Device {name!r} is not to be had here; try auto or cpu.") from None
     return device

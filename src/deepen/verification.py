@@ -161,7 +161,7 @@ def sample_tokens(
         if not isinstance(source, FolderSource):
             raise OSError
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
-        ids = tokenizer(text or PASSAGE, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(PASSAGE if text is None else text, add_special_tokens=False)["input_ids"]
     except (OSError, ValueError, KeyError, TypeError):
         generator = torch.Generator().manual_seed(0)
         vocabulary = int(source.config["vocab_size"])

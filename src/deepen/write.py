@@ -45,7 +45,7 @@ class Shard:
                 "shape": infos[name].shape,
                 "data_offsets": [starts[name], end],
             }
-        text = json.dumps(entries, separators=(",", ":")).encode()
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         header = struct.pack("<Q", len(text)) + text
         return cls(header, {name: len(header) + start for name, start in starts.items()})

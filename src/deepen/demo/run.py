@@ -98,21 +98,26 @@ def _told(row: DemoRow) -> str:
 
 
 def _conclude(folder: Path, results: DemoResults, console: Console) -> None:
-    """Print the table, what it means, and what to try next."""
-    scored = results.rows[0].before.tokens
+    """Print the table, how to read it, and what to try next."""
     budget = results.rows[1].training
     assert budget is not None
     console.print()
     console.print(table(results.rows))
     console.print(
-        f"\nPerplexity per token on {scored:,} tokens of held-out files. Every model but the first "
-        f"was trained on the same {budget.tokens:,} tokens in the same order; seconds are those "
-        f"of that training. The whole run took {results.wall_seconds:.0f} s."
+        f"\nPerplexity per token on {results.rows[0].before.tokens:,} tokens of held-out files. "
+        f"Every model but the first was trained on the same {budget.tokens:,} tokens in the same "
+        f"order; seconds are those of that training. The whole run took "
+        f"{results.wall_seconds:.0f} s.",
+        highlight=False,
     )
-    for row in results.rows:
-        for note in row.notes:
-            console.print(f"{row.name}: {note}")
-    console.print(f"\nCheckpoints: {folder}/base, {folder}/grown/*, {folder}/trained/*")
-    console.print("Try next:")
-    console.print(f"  deepen inspect {folder}/grown/opt-deus", highlight=False)
-    console.print(f"  deepen verify {folder}/base {folder}/grown/opt-deus", highlight=False)
+    notes = [f"{row.name}: {note}" for row in results.rows for note in row.notes]
+    last = [
+        *notes,
+        "",
+        f"Checkpoints: {folder}/base, {folder}/grown/*, {folder}/trained/*",
+        "Try next:",
+        f"  deepen inspect {folder}/grown/opt-deus",
+        f"  deepen verify {folder}/base {folder}/grown/opt-deus",
+    ]
+    for line in last:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pydantic import computed_field
 from torch import Tensor, nn
 
 from deepen.demo.recipe import Budget
@@ -39,16 +38,12 @@ class Score(Record):
 
     loss_nats_per_token: float
     """Mean loss."""
+    perplexity: float
+    """The exponential of the loss."""
     bits_per_byte: float
     """The same loss for each byte of text, which does not depend on the tokenizer."""
     tokens: int
     """Number of tokens predicted."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss."""
-        return math.exp(self.loss_nats_per_token)
 
 
 def freeze(model: Any, step: Step) -> None:  # noqa: ANN401 (transformers' classes have no types)
@@ -153,8 +148,10 @@ def score(
         total += _losses(model, batch).double().sum().item()
         progress(stage, min(1.0, done * _SCORED_AT_ONCE / len(held_out)))
     predicted = held_out[:, 1:]
+    loss = total / predicted.numel()
     return Score(
-        loss_nats_per_token=total / predicted.numel(),
+        loss_nats_per_token=loss,
+        perplexity=math.exp(loss),
         bits_per_byte=total / math.log(2) / int(token_bytes[predicted].sum()),
         tokens=predicted.numel(),
     )
