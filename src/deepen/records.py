@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -156,6 +157,13 @@ def versions() -> dict[str, str]:
 
 
 def peak_resident_bytes() -> int:
-    """Return the process's peak resident memory so far."""
+    """Return the process's peak resident memory so far.
+
+    ``ru_maxrss`` will not do on Linux: a process inherits it from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

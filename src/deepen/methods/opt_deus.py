@@ -34,6 +34,9 @@ from deepen.methods.base import Options as BaseOptions
 from deepen.transport import cost, sinkhorn
 
 
+_ALIGNED = ("query", "key", "value", "gate", "up")
+
+
 class Options(BaseOptions):
     """Options of OpT-DeUS."""
 
@@ -49,22 +52,24 @@ def fuse(
     options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
 ) -> Iterator[tuple[str, Tensor]]:
     """Align, average, silence; every tensor keeps its shape."""
-    maps: dict[str, Tensor] = {}  # role → the matrix M that pushes its rows, A → MᵀA
+    # T_o, and the map of the latest weight's rows: A → MᵀA.
+    stream = rows = below[next(iter(anatomy.block))].new_empty(0)
     for name, spec in anatomy.block.items():
-        role = spec.role
-        if role == "attention_output" and name.endswith(".weight"):
-            maps[role] = _map(below[name].float(), above[name].float(), options)
+        role, is_weight = spec.role, len(spec.axes) == 2
+        if role == "attention_output" and is_weight:
+            stream = _map(below[name].float(), above[name].float(), options)
         if spec.writes_residual:
             yield name, zeros_like(above[name])
             continue
         a, b = below[name].float(), above[name].float()
-        if role in ("query", "key", "value", "gate", "up"):
-            if a.ndim == 2:
-                a = a @ maps["attention_output"] if role in ("gate", "up") else a
-                maps[role] = _map(a, b, options)
-            a = maps[role].T @ a
+        if role in _ALIGNED:
+            if is_weight:
+                rows = rows.new_empty(0)  # free the last map before the next one is made
+                a = a @ stream if role in ("gate", "up") else a
+                rows = _map(a, b, options)
+            a = rows.T @ a
         elif role == "ffn_norm":
-            a = 0.5 * (a @ maps["attention_output"]) + 0.5 * a
+            a = 0.5 * (a @ stream) + 0.5 * a
         yield name, interpolate(a, b, t)
 
 

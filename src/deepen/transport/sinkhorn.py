@@ -13,7 +13,7 @@ from torch import Tensor
 
 _ABSORB_ABOVE = 30.0
 _CHECK_EVERY = 10
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**20
 
 
 class TransportWarning(UserWarning):
@@ -87,12 +87,14 @@ def stabilised(cost: Tensor, reg: float, max_iterations: int, tolerance: float =
         max_iterations: Upper limit.
         tolerance: Stop when the row sums are within this L1 distance of 1/n.
 
+    Memory: one matrix of the cost's size beside the cost itself.
+
     Returns:
         A plan whose columns sum to 1/m to rounding and whose rows do to ``marginal_error``.
     """
     n, m = cost.shape
     f, g = cost.new_zeros(n), cost.new_zeros(m)
-    kernel = _rebuild(cost, reg, f, g)
+    kernel = _rebuild(cost, reg, f, g, torch.empty_like(cost))
     u, v = cost.new_ones(n), cost.new_ones(m)
     error = math.inf
     iteration = 0
@@ -107,18 +109,19 @@ def stabilised(cost: Tensor, reg: float, max_iterations: int, tolerance: float =
         v = (1 / m) / (u @ kernel)
         if float(torch.maximum(u.log().abs().max(), v.log().abs().max())) > _ABSORB_ABOVE:
             f, g = f + u.log(), g + v.log()
-            kernel = _rebuild(cost, reg, f, g)
+            kernel = _rebuild(cost, reg, f, g, kernel)
             u, v = torch.ones_like(u), torch.ones_like(v)
     plan = kernel.mul_(u[:, None]).mul_(v[None, :])
     return Transport(plan, iteration, marginal_error(plan), error <= tolerance)
 
 
-def _rebuild(cost: Tensor, reg: float, f: Tensor, g: Tensor) -> Tensor:
-    """Run one log-domain iteration, updating f and g in place; return their kernel ``[n, m]``."""
+def _rebuild(cost: Tensor, reg: float, f: Tensor, g: Tensor, kernel: Tensor) -> Tensor:
+    """Run one log-domain iteration, updating f, g and their kernel ``[n, m]`` in place."""
     n, m = cost.shape
     f.copy_(-math.log(n) - _log_sum_exp(cost, reg, g))
     g.copy_(-math.log(m) - _log_sum_exp(cost.T, reg, f))
-    return torch.div(cost, -reg).add_(f[:, None]).add_(g[None, :]).exp_()
+    torch.div(cost, -reg, out=kernel)
+    return kernel.add_(f[:, None]).add_(g[None, :]).exp_()
 
 
 def _log_sum_exp(cost: Tensor, reg: float, potential: Tensor) -> Tensor:

@@ -1,0 +1,206 @@
+"""Schemas of what training, evaluation and studies write; the report reads nothing else."""
+
+from typing import Any, Literal
+
+from deepen.records import GrowRecord, Record
+
+
+class LossPoint(Record):
+    """One point of a training curve."""
+
+    step: int
+    """Optimizer steps taken."""
+    tokens: int
+    """Tokens seen, over all processes."""
+    wall_seconds: float
+    """Time since training began, earlier runs of a resumed one counted in."""
+    loss_nats_per_token: float
+    """Mean training loss since the last point."""
+    learning_rate: float
+    """Learning rate of that step."""
+
+
+class StepTime(Record):
+    """Where the time of an optimizer step goes: medians over steps, the first ones left out."""
+
+    forward_seconds: float
+    """Forward passes of the step."""
+    backward_seconds: float
+    """Backward passes of the step."""
+    optimizer_seconds: float
+    """Clipping and update."""
+    total_seconds: float
+    """From the start of one step to the start of the next, data loading included."""
+
+
+class TrainRecord(Record):
+    """What ``train`` did."""
+
+    stage: Literal["cpt", "sft"]
+    """Continual pre-training or supervised fine-tuning."""
+    model: str
+    """What was trained: hub id or the folder's name."""
+    output: str
+    """Run folder; the trained model lies in its ``model`` folder."""
+    seed: int
+    """Seed of data order and of everything else random."""
+    processes: int
+    """Number of training processes."""
+    device: str
+    """Type of device."""
+    precision: Literal["float32", "bfloat16"]
+    """Arithmetic of the forward and backward pass."""
+    parameters: int
+    """All parameters; tied ones count once."""
+    trainable_parameters: int
+    """Parameters that were trained."""
+    trainable_blocks: list[int]
+    """Blocks that were trained."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens seen, over all processes."""
+    sequence_length: int
+    """Tokens in a sequence."""
+    curve: list[LossPoint]
+    """Loss over the run."""
+    wall_seconds: float
+    """Training time, earlier runs of a resumed one counted in."""
+    tokens_per_second: float
+    """Throughput of training alone, over all processes."""
+    step_time: StepTime
+    """Where a step's time goes."""
+    peak_bytes: int
+    """Peak memory: of the GPU where there is one, else resident memory of the process."""
+    flops_per_token: float
+    """Model FLOPs of one trained token by our own formula, freezing taken into account."""
+    matmul_flops_per_second: float
+    """Rate of a large matrix product measured on this machine at the start of the run."""
+    utilisation: float
+    """Model FLOPs per second as a share of that rate."""
+    resumed_from_step: int | None
+    """The step that the last restart began at."""
+    recipe: dict[str, Any]
+    """The resolved recipe."""
+    versions: dict[str, str]
+    """Software."""
+
+
+class TextScore(Record):
+    """A model's loss on a text file."""
+
+    file: str
+    """Name of the file."""
+    sha256: str
+    """Hash of its content."""
+    tokens: int
+    """Tokens that were predicted."""
+    text_bytes: int
+    """UTF-8 bytes that those tokens stand for."""
+    loss_nats_per_token: float
+    """Mean loss."""
+    token_perplexity: float
+    """Its exponential."""
+    bits_per_byte: float
+    """Loss in bits over all tokens, divided by the bytes: comparable between tokenizers."""
+
+
+class TaskScore(Record):
+    """A metric of one lm-evaluation-harness task."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric, for example ``acc`` or ``word_perplexity``."""
+    value: float
+    """Its value."""
+    stderr: float | None
+    """Its standard error, where the harness gives one."""
+    samples: int
+    """Number of examples."""
+    shots: int
+    """Number of examples in the prompt."""
+    higher_is_better: bool
+    """Direction of the metric."""
+    task_hash: str
+    """SHA-256 of the task's resolved configuration."""
+    version: str
+    """The task's own version."""
+
+
+class EvalRecord(Record):
+    """What ``evaluate`` found."""
+
+    model: str
+    """Hub id or the folder's name."""
+    fingerprint: str
+    """The checkpoint's fingerprint."""
+    texts: list[TextScore]
+    """Losses on text files."""
+    tasks: list[TaskScore]
+    """Scores of tasks, one entry per metric."""
+    seed: int
+    """Seed of few-shot sampling and bootstrap."""
+    device: str
+    """Type of device."""
+    batch_size: int
+    """Sequences in a forward pass."""
+    wall_seconds: float
+    """Time taken."""
+    versions: dict[str, str]
+    """Software."""
+
+
+class ArmRecord(Record):
+    """One arm of a study with one seed: a line of records.jsonl."""
+
+    arm: str
+    """The arm's label, unique in the study; ``base`` is the un-grown base, trained alike."""
+    method: str | None
+    """Growth method; ``None`` for the base."""
+    placement: str | None
+    """Placement asked for."""
+    seed: int
+    """Seed of growth, data order and training."""
+    grow: GrowRecord | None
+    """How it was grown; ``None`` for the base."""
+    before: EvalRecord
+    """Scores before training."""
+    train: TrainRecord
+    """How it was trained."""
+    after: EvalRecord
+    """Scores after training."""
+
+
+class PairedDifference(Record):
+    """Difference of two arms in one score, paired over seeds."""
+
+    arm: str
+    """The arm."""
+    other: str
+    """The arm that is subtracted."""
+    score: str
+    """For example ``loss_nats_per_token on held_out.txt`` or ``acc of piqa``."""
+    seeds: int
+    """Number of pairs."""
+    mean: float
+    """Mean of arm - other."""
+    low: float | None
+    """Lower end of the 95 % interval by Student's t; ``None`` with fewer than two pairs."""
+    high: float | None
+    """Upper end."""
+
+
+class StudySummary(Record):
+    """What ``compare`` concludes from its records: summary.json."""
+
+    study: dict[str, Any]
+    """The resolved study."""
+    arms: list[str]
+    """Labels in the order of the study."""
+    seeds: list[int]
+    """Seeds of the study."""
+    differences: list[PairedDifference]
+    """Every arm against the base, and every arm against every later one."""
+    versions: dict[str, str]
+    """Software."""

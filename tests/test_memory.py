@@ -1,0 +1,50 @@
+"""Memory must not grow with the model: two blocks and a shard buffer beyond the libraries."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny
+from deepen.base import open_base
+
+MEGABYTE = 2**20
+
+GROW = """
+import sys, deepen
+from deepen.records import peak_resident_bytes
+deepen.grow(sys.argv[1], sys.argv[2], method=sys.argv[3], max_shard_size=int(sys.argv[4]))
+print(peak_resident_bytes())
+"""
+
+
+def peak(*arguments: object) -> int:
+    """Return the peak resident bytes of a process that grows."""
+    command = [sys.executable, "-c", GROW, *map(str, arguments)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def base_of(folder: Path, depth: int) -> Path:
+    """Save blocks of 11 MB."""
+    sizes = {"hidden_size": 512, "head_dim": 128, "intermediate_size": 3072}
+    return tiny.save(folder, **sizes, num_hidden_layers=depth)
+
+
+def test_copying_stays_under_two_blocks_and_a_shard(llama, tmp_path):
+    """Read whole, the base would take 4 times the allowance."""
+    folder, shard_bytes = base_of(tmp_path / "large", 16), 16 * MEGABYTE
+    base = open_base(folder)
+    allowed = 2 * 2 * base.parameters_per_block + shard_bytes
+    assert base.source.parameters * 2 > 4 * allowed
+    libraries = peak(llama, tmp_path / "a", "llama-pro", shard_bytes)
+    beyond = peak(folder, tmp_path / "b", "llama-pro", shard_bytes) - libraries
+    assert beyond < allowed, f"{beyond / MEGABYTE:.0f} MB of {allowed / MEGABYTE:.0f} MB"
+
+
+def test_transport_needs_no_more_for_a_deeper_base(tmp_path):
+    """Its cost and kernel are [FFN, FFN] in float32, whatever the number of blocks."""
+    peaks = {}
+    for depth in (4, 16):
+        base = base_of(tmp_path / f"base-{depth}", depth)
+        peaks[depth] = peak(base, tmp_path / f"grown-{depth}", "opt-deus", MEGABYTE)
+    per_block = 2 * open_base(tmp_path / "base-4").parameters_per_block
+    assert peaks[16] - peaks[4] < 2 * per_block, peaks
