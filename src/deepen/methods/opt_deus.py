@@ -33,7 +33,6 @@ from deepen.methods.base import Block, Method, between, interpolate
 from deepen.methods.base import Options as BaseOptions
 from deepen.transport import cost, sinkhorn
 
-
 _ALIGNED = ("query", "key", "value", "gate", "up")
 
 
