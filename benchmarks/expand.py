@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/expand.py [--like small|1b|tiny|8b] [--rounds 3] [--json FILE]
+    python benchmarks/expand.py [--like small|1b|tiny|8b] [--rounds 3] [--threads 1] [--json FILE]
 
 A random bfloat16 checkpoint is written to a temporary folder and grown by half. Every measurement
 is a process of its own, since peak resident memory (``ru_maxrss``) never goes down within one. All
@@ -16,6 +16,8 @@ iterations or runs all 10,000, which in float32 is luck. At 1b and 8b both are l
 ``--only`` names them.
 
 Time starts when the libraries have been imported; ``libraries`` is the peak memory until then.
+Compute runs in one thread unless ``--threads`` says otherwise: with more threads than idle cores,
+small tensor operations wait for each other and take many times as long.
 """
 
 import argparse
@@ -61,8 +63,13 @@ def grow(folder: Path, new_layers: int, *, method: str, **options: str) -> Calla
     _ = CONFIG_MAPPING["llama"]
     if options:
         import_module("ot")
-    how: growth.How = {"method": method, "new_layers": new_layers, "options": options}
-    return lambda: growth.grow(folder / "base", folder / "out", device="cpu", **how)
+    how: growth.How = {
+        "method": method,
+        "new_layers": new_layers,
+        "options": options,
+        "device": "cpu",
+    }
+    return lambda: growth.grow(folder / "base", folder / "out", **how)
 
 
 def released(folder: Path, new_layers: int) -> Callable[[], object]:
@@ -124,7 +131,7 @@ def in_child(*arguments: object) -> dict[str, float]:
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stderr}")
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -174,6 +181,7 @@ def run_all(given: argparse.Namespace) -> None:
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # inherited by every child
         more = ["--new-layers", given.new_layers] if given.new_layers else []
         facts = in_child("--in", folder, "--like", given.like, *more)
         runs = list(measured(folder, jobs, given.rounds, facts["new_layers"]))
@@ -185,7 +193,11 @@ def run_all(given: argparse.Namespace) -> None:
     packages = ("deepen", "torch", "transformers", "safetensors", "POT", "numpy")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     size = f"{facts['grown_bytes'] / 1e6:.0f} MB, {facts['new_layers']} new blocks"
-    show(f"{given.like} ({size}); medians of {given.rounds}; {versions}", medians, facts)
+    show(
+        f"{given.like} ({size}); medians of {given.rounds}; threads: {given.threads}; {versions}",
+        medians,
+        facts,
+    )
     if given.json:
         report = {"like": given.like, **facts, "versions": versions, "runs": of_job}
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -196,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of growing.")
     parser.add_argument("--like", default="small", help="shape, see random_checkpoint.py")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="compute threads of each job")
     parser.add_argument("--only", choices=JOBS, nargs="+", help="jobs to run, instead of all")
     parser.add_argument("--new-layers", type=int, help="by default half of the base's")
     parser.add_argument("--json", type=Path, help="file for all single measurements")

@@ -42,9 +42,9 @@ def test_json_is_the_record(capsys, llama, tmp_path):
     _, planned, _ = run(
         capsys, "plan", llama, "--method", "llama-pro", "--new-layers", "2", "--json"
     )
-    assert json.loads(planned)["step"]["new_blocks"] == [3, 7]
+    assert json.loads(planned)["growth"]["step"]["new_blocks"] == [3, 7]
     _, grown, _ = run(capsys, "grow", llama, tmp_path / "g", "-m", "llama-pro", "-n", "2", "--json")
-    assert json.loads(grown)["step"] == json.loads(planned)["step"]
+    assert json.loads(grown)["step"] == json.loads(planned)["growth"]["step"]
     _, verified, _ = run(capsys, "verify", llama, tmp_path / "g", "--json")
     assert json.loads(verified)["passed"] is True
     _, inspected, _ = run(capsys, "inspect", tmp_path / "g", "--json")

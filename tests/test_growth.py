@@ -109,7 +109,7 @@ def test_same_inputs_same_bytes_and_the_record_tells_the_whole(llama, tmp_path):
         == record.new_parameters
         == record.trainable_parameters
     )
-    planned = deepen.plan(llama, method="lesa", new_layers=2, seed=3)
+    planned = deepen.plan(llama, method="lesa", new_layers=2, seed=3).growth
     told = {"out", "notes", "wall_seconds", "peak_bytes"}
     assert planned == record.model_copy(update={k: getattr(planned, k) for k in told})
 
@@ -240,7 +240,7 @@ def test_overwrite_replaces_a_checkpoint_only_by_a_whole_one(llama, tmp_path):
 def test_a_disk_too_small_is_refused_before_the_first_byte(llama, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10**6))
-    with pytest.raises(DeepenError, match=r"has 0.00 GB free and growing needs 0.02 GB"):
+    with pytest.raises(DeepenError, match=r"has 0.00 GB free and the checkpoint needs 0.02 GB"):
         deepen.grow(llama, tmp_path / "grown")
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,6 @@
 """Grow a checkpoint into a checkpoint, or a live module into a live module."""
 
 import json
-import shutil
 import time
 import warnings
 from collections import Counter
@@ -28,19 +27,12 @@ from deepen.records import (
     read_lineage,
     versions,
 )
+from deepen.side_files import copy_side_files
 from deepen.staging import check_out, staged
 from deepen.write import ShardWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Weights, training state and code stay behind; every other file of a checkpoint comes along.
-_LEFT_BEHIND = {
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"),
-    *(".npz", ".tflite", ".py"),
-}
-_REWRITTEN = {"config.json", "README.md", "trainer_state.json"}
-_TEMPLATES = "additional_chat_templates"
 
 
 class How(TypedDict, total=False):
@@ -62,7 +54,7 @@ class How(TypedDict, total=False):
     """Where new blocks are computed; by default ``auto``, a GPU if there is one."""
 
 
-def plan(model: str | Path, *, revision: str | None = None, **how: Unpack[How]) -> GrowRecord:
+def preview(model: str | Path, *, revision: str | None = None, **how: Unpack[How]) -> GrowRecord:
     """Say what ``grow`` would do; nothing is written.
 
     Args:
@@ -245,13 +237,7 @@ def _write_side_files(
     base: Path, folder: Path, config: Mapping[str, Any], record: GrowRecord
 ) -> None:
     """Write config.json and the model card; bring the tokenizer and everything else along."""
-    for file in sorted(base.iterdir()):
-        wanted = file.suffix not in _LEFT_BEHIND and file.name not in _REWRITTEN
-        hidden = file.name.startswith(".") or file.name.endswith(".index.json")
-        if file.is_file() and wanted and not hidden:
-            shutil.copyfile(file, folder / file.name)
-    if (base / _TEMPLATES).is_dir():
-        shutil.copytree(base / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
+    copy_side_files(base, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(base, record), encoding="utf-8")

@@ -11,7 +11,9 @@ from rich.text import Text
 from deepen.inspection import InspectRecord
 from deepen.methods.base import Method
 from deepen.methods.base import Progress as Report
+from deepen.planning import PlanRecord
 from deepen.records import GrowRecord, Step
+from deepen.results import EvalRecord, StudySummary, TrainRecord
 from deepen.verification import VerifyRecord
 
 
@@ -97,6 +99,100 @@ def growth(record: GrowRecord) -> Group:
         rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
     rows += [("note", note) for note in record.notes]
     return Group(facts(rows))
+
+
+def plan(record: PlanRecord) -> Group:
+    """Show what would be done, and what training would cost."""
+    cost = record.cost
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for column in ("training", "GFLOP per token", "step time", "memory", "of that activations"):
+        table.add_column(column, justify="left" if column == "training" else "right")
+    for estimate in (cost, *record.alternatives):
+        table.add_row(
+            estimate.label,
+            f"{estimate.flops_per_token / 1e9:.4g}",
+            f"{estimate.relative_step_time:.2f}",
+            f"{size(estimate.total_bytes)} ({estimate.relative_bytes:.2f})",
+            size(estimate.activation_bytes),
+            style="bold" if estimate is cost else "",
+        )
+    conditions = (
+        f"Estimated for {cost.sequences} × {cost.sequence_length} tokens in {cost.precision}"
+        f"{' with activation checkpointing' if cost.activation_checkpointing else ''}; step time "
+        "and memory (in brackets) relative to full training of the grown model."
+    )
+    return Group(growth(record.growth), Text(), table, Text(conditions, "dim"))
+
+
+def training(record: TrainRecord) -> Table:
+    """Show what was trained and how fast."""
+    share = record.trainable_parameters / record.parameters
+    step, last = record.step_time, record.curve[-1]
+    return facts(
+        [
+            ("model", f"{record.model} ({record.stage}, {record.precision} on {record.device})"),
+            ("trained", f"{record.trainable_parameters:,} parameters ({share:.1%})"),
+            ("steps", f"{record.steps:,} ({record.tokens:,} tokens)"),
+            ("loss", f"{last.loss_nats_per_token:.4f} nats per token at the end"),
+            ("speed", f"{record.tokens_per_second:,.0f} tokens per second"),
+            (
+                "step",
+                f"{step.total_seconds:.3g} s: forward {step.forward_seconds:.3g}, backward "
+                f"{step.backward_seconds:.3g}, optimizer {step.optimizer_seconds:.3g}",
+            ),
+            ("used", f"{record.utilisation:.1%} of the machine's matrix rate"),
+            ("peak memory", size(record.peak_bytes)),
+            ("written to", f"{record.output}/model"),
+        ]
+    )
+
+
+def evaluation(record: EvalRecord) -> Group:
+    """Show losses on texts and scores in tasks."""
+    parts: list[Table] = []
+    if record.texts:
+        texts = Table(box=None, padding=(0, 2), header_style="bold")
+        for column in ("text", "tokens", "loss (nats)", "perplexity", "bits per byte"):
+            texts.add_column(column, justify="left" if column == "text" else "right")
+        for text in record.texts:
+            texts.add_row(
+                text.file,
+                f"{text.tokens:,}",
+                f"{text.loss_nats_per_token:.4f}",
+                f"{text.token_perplexity:.3f}",
+                f"{text.bits_per_byte:.4f}",
+            )
+        parts.append(texts)
+    if record.tasks:
+        tasks = Table(box=None, padding=(0, 2), header_style="bold")
+        for column in ("task", "metric", "value", "standard error", "examples", "shots"):
+            tasks.add_column(column, justify="left" if column in ("task", "metric") else "right")
+        for task in record.tasks:
+            error = "" if task.stderr is None else f"{task.stderr:.4f}"
+            value = f"{task.value:.4f}"
+            tasks.add_row(
+                task.task, task.metric, value, error, f"{task.samples:,}", str(task.shots)
+            )
+        parts.append(tasks)
+    return Group(*parts)
+
+
+def study(summary: StudySummary) -> Table:
+    """Show every arm's difference to the un-grown base."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for column in ("arm", "score", "arm - base", "95 % interval", "seeds"):
+        table.add_column(column, justify="left" if column in ("arm", "score") else "right")
+    for difference in summary.differences:
+        if difference.other != "base":
+            continue
+        interval = (
+            ""
+            if difference.low is None or difference.high is None
+            else f"{difference.low:+.4f} … {difference.high:+.4f}"
+        )
+        mean = f"{difference.mean:+.4f}"
+        table.add_row(difference.arm, difference.score, mean, interval, str(difference.seeds))
+    return table
 
 
 def size(nbytes: int | None) -> str:

@@ -19,7 +19,9 @@ FIELD = "deepen"
 class Record(BaseModel):
     """Base of all records: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
 
 class BaseIdentity(Record):

@@ -143,6 +143,10 @@ class EvalRecord(Record):
     """Seed of few-shot sampling and bootstrap."""
     device: str
     """Type of device."""
+    dtype: str
+    """Arithmetic of the forward pass, for example ``float32``."""
+    sequence_length: int
+    """Tokens that the model sees at once."""
     batch_size: int
     """Sequences in a forward pass."""
     wall_seconds: float

@@ -30,11 +30,16 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML with 1e-3 as a number, as in YAML 1.2, and without silently repeated keys."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes what ``_Loader`` reads back: a text that looks like 1e-3 is quoted."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
@@ -74,7 +79,8 @@ def read_yaml(path: str | Path) -> Tree:
 
 def write_yaml(path: Path, tree: Tree) -> None:
     """Write a tree so that ``read_yaml`` reads the same one."""
-    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:

@@ -115,7 +115,7 @@ def _check_disk(staging: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DeepenError(
-            f"The disk of {str(folder)!r} has {free / 1e9:.2f} GB free and growing needs "
+            f"The disk of {str(folder)!r} has {free / 1e9:.2f} GB free and the checkpoint needs "
             f"{needed / 1e9:.2f} GB; free some space or choose another OUT."
         )
 

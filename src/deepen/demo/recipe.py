@@ -21,6 +21,9 @@ class Budget(Record):
     """Steps over which the rate rises from zero, linearly."""
     decay_steps: int = Field(ge=0)
     """Last steps, over which the rate falls to zero, linearly; between the two it is constant."""
+    embedding_factor: float = Field(default=1.0, gt=0)
+    """Multiple of the rate at which the embeddings train. They start small, and with a tied head a
+    model of this size leaves the plateau of word frequencies only as fast as they grow."""
 
     @property
     def total_sequences(self) -> int:
@@ -74,6 +77,8 @@ class Recipe(Record):
     """What every grown model, and the base itself, is trained on for; the same data for all."""
     scored_sequences: int
     """Held-out sequences that perplexity is measured on."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
 
 
 FULL = Recipe(
@@ -91,7 +96,7 @@ FULL = Recipe(
         budget=Budget(steps=500, sequences=8, learning_rate=4e-3, warmup_steps=40, decay_steps=400),
     ),
     new_layers=4,
-    continued=Budget(steps=120, sequences=8, learning_rate=1e-3, warmup_steps=10, decay_steps=0),
+    continued=Budget(steps=200, sequences=4, learning_rate=1e-3, warmup_steps=10, decay_steps=0),
     scored_sequences=128,
 )
 
@@ -107,9 +112,18 @@ QUICK = Recipe(
         heads=4,
         key_value_heads=2,
         initial_deviation=0.02,
-        budget=Budget(steps=60, sequences=8, learning_rate=1e-2, warmup_steps=5, decay_steps=30),
+        budget=Budget(
+            steps=150,
+            sequences=8,
+            learning_rate=3e-3,
+            warmup_steps=5,
+            decay_steps=145,
+            embedding_factor=10.0,
+        ),
     ),
     new_layers=2,
-    continued=Budget(steps=10, sequences=8, learning_rate=2e-3, warmup_steps=2, decay_steps=0),
-    scored_sequences=16,
+    continued=Budget(steps=30, sequences=8, learning_rate=1e-3, warmup_steps=5, decay_steps=0),
+    scored_sequences=64,
+    # So small a model is fastest on one, and waits for others wherever the machine is busy.
+    threads=1,
 )

@@ -1,6 +1,8 @@
 """The demo from beginning to end."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,11 +41,22 @@ def demo(folder: Path, quick: bool = False, console: Console | None = None) -> l
     """
     console, recipe = console or Console(), QUICK if quick else FULL
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers(), progress_bar(console) as progress:
+    with quiet_transformers(), _threads(recipe.threads), progress_bar(console) as progress:
         results = _run(folder, recipe, console, progress)
     (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _conclude(folder, results, console)
     return results.rows
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with that many CPU threads, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(folder: Path, recipe: Recipe, console: Console, progress: Progress) -> DemoResults:

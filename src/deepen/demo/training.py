@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ def train(
         RuntimeError: A parameter that was frozen has changed.
     """
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    optimizer = _optimizer(p for p in model.parameters() if p.requires_grad)
+    optimizer = _optimizer(model, budget.embedding_factor)
     started, losses = time.perf_counter(), []
     model.train()
     for step, batch in enumerate(sequences.split(budget.sequences)):
@@ -94,22 +93,23 @@ def train(
     )
 
 
-def _optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """Make AdamW, with weight decay on matrices only."""
-    trained = list(parameters)
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        betas=_BETAS,
-    )
+def _optimizer(model: Any, embedding_factor: float) -> torch.optim.AdamW:  # noqa: ANN401
+    """Make AdamW over what requires gradients, with weight decay on the blocks' matrices only."""
+    embedding = model.get_input_embeddings().weight
+    trained = [p for p in model.parameters() if p.requires_grad and p is not embedding]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": _WEIGHT_DECAY, "factor": 1},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "factor": 1},
+    ]
+    if embedding.requires_grad:
+        groups.append({"params": [embedding], "weight_decay": 0.0, "factor": embedding_factor})
+    return torch.optim.AdamW(groups, betas=_BETAS)
 
 
 def _step(model: Any, batch: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:  # noqa: ANN401
     """Take one step and return the loss before it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     loss = _losses(model, batch).mean()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)

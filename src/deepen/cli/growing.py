@@ -1,50 +1,24 @@
-"""The command line: one subcommand per stage, each a few lines around the Python function.
-
-Bad input ends with one sentence and exit code 2; a verification that fails, or a machine that does,
-with exit code 1. torch and transformers are imported by the subcommands that need them.
-"""
+"""``deepen plan``, ``grow``, ``verify``, ``inspect`` and ``methods``."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from deepen.errors import DeepenError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Grow a pretrained language model deeper.",
+from deepen.cli.options import (
+    Device,
+    Json,
+    MethodName,
+    Model,
+    NewLayers,
+    PerGap,
+    PlacementName,
+    Revision,
+    Seed,
+    Set,
 )
-
-Model = Annotated[str, typer.Argument(help="Checkpoint folder, or hub id.", show_default=False)]
-MethodName = Annotated[
-    str, typer.Option("--method", "-m", help="Growth method; `deepen methods` lists them.")
-]
-NewLayers = Annotated[
-    int | None,
-    typer.Option("--new-layers", "-n", help="Number of new blocks. [default: half of the base's]"),
-]
-PlacementName = Annotated[
-    str | None,
-    typer.Option(
-        "--placement",
-        "-p",
-        help="top, middle, bottom, top-bottom, uniform or after:3,4,5. [default: the method's own]",
-    ),
-]
-PerGap = Annotated[int, typer.Option("--per-gap", help="How many new blocks a gap may take.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="OPTION=VALUE", help="One of the method's own options."),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+from deepen.errors import DeepenError
 
 
 def _options(settings: list[str] | None) -> dict[str, object]:
@@ -58,7 +32,6 @@ def _options(settings: list[str] | None) -> dict[str, object]:
     return options
 
 
-@app.command()
 def plan(
     model: Model,
     method: MethodName = "opt-deus",
@@ -69,16 +42,32 @@ def plan(
     seed: Seed = 0,
     device: Device = "auto",
     revision: Revision = None,
+    sequence_length: Annotated[
+        int | None, typer.Option("--sequence-length", min=1, help="Tokens in a training sequence.")
+    ] = None,
+    sequences: Annotated[
+        int, typer.Option("--sequences", min=1, help="Sequences in one forward pass.")
+    ] = 1,
+    precision: Annotated[
+        Literal["bfloat16", "float32"], typer.Option("--precision", help="Arithmetic of training.")
+    ] = "bfloat16",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations anew in training.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what grow would do; nothing is written."""
+    """Show what grow would do and what training would cost; nothing is written."""
     from rich.console import Console
 
-    from deepen import growth, printing
+    from deepen import planning, printing
 
-    record = growth.plan(
+    record = planning.plan(
         model,
         revision=revision,
+        sequence_length=sequence_length,
+        sequences=sequences,
+        precision=precision,
+        activation_checkpointing=checkpointing,
         method=method,
         new_layers=new_layers,
         placement=placement,
@@ -90,10 +79,9 @@ def plan(
     if as_json:
         typer.echo(record.model_dump_json(indent=2))
     else:
-        Console().print(printing.growth(record))
+        Console().print(printing.plan(record))
 
 
-@app.command()
 def grow(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
@@ -142,7 +130,6 @@ def grow(
         Console().print(printing.growth(record))
 
 
-@app.command()
 def verify(
     base: Annotated[str, typer.Argument(help="The checkpoint that was grown.", show_default=False)],
     grown: Annotated[Path, typer.Argument(help="The grown checkpoint.", show_default=False)],
@@ -185,7 +172,6 @@ def _read_text(file: Path | None) -> str | None:
         raise DeepenError(f"The text {str(file)!r} cannot be read ({error}).") from None
 
 
-@app.command()
 def inspect(model: Model, revision: Revision = None, as_json: Json = False) -> None:
     """Show a checkpoint's blocks, their lineage, and what is new."""
     from rich.console import Console
@@ -199,7 +185,6 @@ def inspect(model: Model, revision: Revision = None, as_json: Json = False) -> N
         Console().print(printing.inspection(record))
 
 
-@app.command()
 def methods(as_json: Json = False) -> None:
     """List the growth methods and their options."""
     from rich.console import Console
@@ -213,35 +198,3 @@ def methods(as_json: Json = False) -> None:
         typer.echo(json.dumps(schemas, indent=2))
     else:
         Console().print(printing.method_table(known))
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to keep the models.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A miniature, in seconds.")] = False,
-) -> None:
-    """Train a small base on this machine's own Python sources, grow it by every method, compare."""
-    from deepen.demo.run import demo as run
-
-    run(folder, quick=quick)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the console script's entry point.
-
-    Args:
-        arguments: Instead of ``sys.argv[1:]``.
-    """
-    try:
-        app(args=arguments)
-    except DeepenError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        _fail(f"{error}. What `grow` has finished is kept; --resume continues it.", 1)
-
-
-def _fail(sentence: str, code: int) -> None:
-    """Print one sentence to stderr and exit."""
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(sentence, err=True)
-    sys.exit(code)

@@ -1,0 +1,53 @@
+"""The command line: one subcommand per stage, each a few lines around the Python function.
+
+Bad input ends with one sentence and exit code 2; a verification that fails, or a machine that does,
+with exit code 1. torch and transformers are imported by the subcommands that need them.
+"""
+
+import sys
+
+import typer
+
+from deepen.cli import growing, training
+from deepen.errors import DeepenError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Grow a pretrained language model deeper.",
+)
+app.command()(growing.plan)
+app.command()(growing.grow)
+app.command()(growing.verify)
+app.command()(growing.inspect)
+app.command()(growing.methods)
+train = typer.Typer(no_args_is_help=True, help="Train the new blocks of a grown checkpoint.")
+train.command()(training.cpt)
+train.command()(training.sft)
+app.add_typer(train, name="train")
+app.command()(training.evaluate)
+app.command()(training.compare)
+app.command()(training.report)
+app.command()(training.demo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the console script's entry point.
+
+    Args:
+        arguments: Instead of ``sys.argv[1:]``.
+    """
+    try:
+        app(args=arguments)
+    except DeepenError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error}. What `grow` has finished is kept; --resume continues it.", 1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    """Print one sentence to stderr and exit."""
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(sentence, err=True)
+    sys.exit(code)

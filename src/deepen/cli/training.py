@@ -1,0 +1,166 @@
+"""``deepen train``, ``evaluate``, ``compare``, ``report`` and ``demo``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deepen.cli.options import Device, Json, Model, Revision, Seed
+from deepen.errors import DeepenError
+
+if TYPE_CHECKING:
+    from deepen.training.recipe import Stage
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that win over the file: training.learning_rate=1e-4 …"),
+]
+NoResume = Annotated[
+    bool, typer.Option("--no-resume", help="Delete an earlier run of this output and start anew.")
+]
+
+
+def cpt(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    no_resume: NoResume = False,
+    as_json: Json = False,
+) -> None:
+    """Continual pre-training; run again to resume, also under accelerate launch or torchrun."""
+    _train(recipe, "cpt", overrides, no_resume, as_json)
+
+
+def sft(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    no_resume: NoResume = False,
+    as_json: Json = False,
+) -> None:
+    """Supervised fine-tuning; run again to resume, also under accelerate launch or torchrun."""
+    _train(recipe, "sft", overrides, no_resume, as_json)
+
+
+def _train(
+    file: Path, stage: "Stage", overrides: list[str] | None, no_resume: bool, as_json: bool
+) -> None:
+    """Train one recipe; only the first process of a launcher prints."""
+    from rich.console import Console
+
+    from deepen import printing
+    from deepen.training import load_recipe
+    from deepen.training import train as run
+    from deepen.training.processes import rank
+
+    recipe = load_recipe(file, overrides or [])
+    with printing.progress_bar() as progress:
+        record = run(recipe, stage, resume=not no_resume, progress=progress, tell=_tell)
+    if rank() != 0:
+        return
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+    else:
+        Console().print(printing.training(record))
+
+
+def _tell(sentence: str) -> None:
+    """Say something to the person at the terminal, beside the record on stdout."""
+    typer.echo(sentence, err=True)
+
+
+def evaluate(
+    model: Model,
+    perplexity: Annotated[
+        list[Path] | None, typer.Option("--perplexity", help="Text file; may be repeated.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="lm-evaluation-harness tasks, by commas; or `paper`.")
+    ] = "",
+    task_folder: Annotated[
+        list[Path] | None, typer.Option("--task-folder", help="Folder of tasks of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Examples of each task.")] = None,
+    shots: Annotated[int, typer.Option("--shots", help="Examples in the prompt.")] = 0,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Tokens of each text file.")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option("--sequence-length", help="Tokens that the model sees at once.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Sequences at once.")] = 8,
+    seed: Seed = 0,
+    device: Device = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Measure loss on text files, and scores in tasks."""
+    from rich.console import Console
+
+    from deepen import printing
+    from deepen.evaluation import evaluate as run
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names and not perplexity:
+        raise DeepenError("There is nothing to evaluate: give --perplexity FILE or --tasks NAMES.")
+    with printing.progress_bar() as progress:
+        record = run(
+            model,
+            revision=revision,
+            perplexity=perplexity or (),
+            tasks=names,
+            task_folders=task_folder or (),
+            max_tokens=max_tokens,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            limit=limit,
+            shots=shots,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+    else:
+        Console().print(printing.evaluation(record))
+
+
+def compare(
+    study: Annotated[Path, typer.Argument(help="The study, YAML.", show_default=False)],
+    overrides: Overrides = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Arms at once. [default: one per GPU, else 1]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on one budget; run again to resume at the arm that was interrupted."""
+    from rich.console import Console
+
+    from deepen import printing
+    from deepen.comparison import compare as run
+    from deepen.comparison import load_study
+
+    with printing.progress_bar() as progress:
+        summary = run(load_study(study, overrides or []), jobs=jobs, progress=progress, tell=_tell)
+    if as_json:
+        typer.echo(summary.model_dump_json(indent=2))
+    else:
+        Console().print(printing.study(summary))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's output folder.", show_default=False)],
+) -> None:
+    """Write a study's records as one HTML page, and as Markdown tables."""
+    from deepen.report import report as run
+
+    typer.echo(run(folder))
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to keep the models.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A miniature, in seconds.")] = False,
+) -> None:
+    """Train a small base on this machine's own Python sources, grow it by every method, compare."""
+    from deepen.demo.run import demo as run
+
+    run(folder, quick=quick)

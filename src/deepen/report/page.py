@@ -1,0 +1,213 @@
+"""Everything that the two templates show, gathered from records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import yaml
+
+from deepen.comparison import aggregate
+from deepen.comparison.aggregate import BASE, Score
+from deepen.report import bars, curves, tables, text
+from deepen.report.tables import Cell, Results, Table
+from deepen.results import ArmRecord, StudySummary
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The best arm in one score."""
+
+    score: str
+    """The score."""
+    arm: str
+    """The arm with the best mean."""
+    index: int
+    """Its index."""
+    value: str
+    """Its mean after training."""
+    told: str
+    """How it compares with the base, in a sentence."""
+
+
+def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, Any]:
+    """Gather what the templates show.
+
+    Args:
+        records: Lines of records.jsonl, at least one.
+        summary: The study's summary.
+    """
+    arms = [arm for arm in summary.arms if any(record.arm == arm for record in records)]
+    results = Results(records, arms, summary.differences)
+    main = tables.main_scores(records[0].after)
+    told = [score for score in main if score.metric != "token_perplexity"]
+    strips = [s for score in told if (s := bars.strips(summary.differences, arms, score))]
+    return {
+        "title": _title(records, summary),
+        "facts": _facts(records, summary),
+        "missing": _missing(records, summary),
+        "arms": list(enumerate(arms)),
+        "headlines": [_headline(results, score) for score in _headline_scores(main)],
+        "together": results.together(main),
+        "after": results.after(main),
+        "before": results.before(main),
+        "against": results.against(told),
+        "pairs": results.pairs(told),
+        "every": results.every(),
+        "strips": strips,
+        "charts": _charts(records, arms),
+        "cost": tables.cost(records, arms),
+        "times": bars.times(records, arms),
+        "memory": bars.memory(records, arms),
+        "stacks": bars.stacks(records, arms),
+        "study": yaml.safe_dump(summary.study, sort_keys=False, allow_unicode=True),
+        "software": _software(records, summary),
+        "runs": _runs(records),
+        "measures": _measures(records),
+        "notes": _notes(records, arms),
+        "many_seeds": len(summary.seeds) > 1,
+    }
+
+
+def _title(records: Sequence[ArmRecord], summary: StudySummary) -> str:
+    """Name the study by its base and what was compared."""
+    name = next((r.grow.step.base.name for r in records if r.grow), None)
+    name = name or str(summary.study.get("base", "base")).rstrip("/").rpartition("/")[2]
+    return f"{name}, grown and trained in {len(summary.arms) - 1} ways"
+
+
+def _facts(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[str, str]]:
+    """List what is the same for all arms."""
+    train = records[0].train
+    grown = sorted({(r.grow.base_depth, r.grow.depth) for r in records if r.grow})
+    facts = [
+        ("tokens for every arm", text.count(train.tokens)),
+        ("steps", f"{train.steps:,}".replace(",", "\N{THIN SPACE}")),
+        ("sequence length", str(train.sequence_length)),
+        ("seeds", ", ".join(map(str, summary.seeds))),
+        ("arithmetic", f"{train.precision} on {train.device}"),
+        ("stage", {"cpt": "continual pre-training", "sft": "fine-tuning"}[train.stage]),
+    ]
+    if grown:
+        depths = ", ".join(f"{before} → {after}" for before, after in grown)
+        facts.insert(0, ("blocks", depths))
+    return facts
+
+
+def _missing(records: Sequence[ArmRecord], summary: StudySummary) -> list[str]:
+    """List the arms and seeds that have no record yet."""
+    there = {(record.arm, record.seed) for record in records}
+    return [f"{a}, seed {s}" for a in summary.arms for s in summary.seeds if (a, s) not in there]
+
+
+def _headline_scores(main: Sequence[Score]) -> list[Score]:
+    """Choose the scores that stand at the top: the texts' perplexity, and accuracy as a whole."""
+    texts = [score for score in main if score.metric == "token_perplexity"]
+    tasks = [score for score in main if score.kind == "task"]
+    return [*texts[:3], *tasks[-1:]]
+
+
+def _headline(results: Results, score: Score) -> Headline:
+    """Say which arm is best in a score, and how sure that is."""
+    best = results.best(score)
+    value = text.score(score.metric, results.mean(best, score))
+    difference = results.against_base(best, score)
+    if best == BASE:
+        told = "The un-grown base, trained on the same tokens."
+    elif difference is None:
+        told = "There is no base to compare with yet."
+    else:
+        told = f"{bars.written(difference, score.metric)} against the base"
+        if difference.low is None:
+            told += "; one seed, no interval."
+        elif bars.is_clear(difference):
+            told += "; the interval leaves out zero."
+        else:
+            told += "; the interval holds zero."
+    if text.is_share(score.metric):
+        value += "\N{THIN SPACE}%"
+    return Headline(
+        score=f"{score.subject}: {text.metric(score.metric)}",
+        arm=best,
+        index=results.arms.index(best),
+        value=value,
+        told=told,
+    )
+
+
+def _charts(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[curves.Chart]:
+    """Draw the training loss in three ways."""
+    drawn = [
+        curves.loss_chart(records, arms, lambda p: p.tokens, "Loss against tokens", "tokens"),
+        curves.loss_chart(
+            records, arms, lambda p: p.seconds, "Loss against time", "seconds of training"
+        ),
+        curves.difference_chart(records, arms),
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _software(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[str, str]]:
+    """List the versions of everything that took part, several where they differ."""
+    found: dict[str, set[str]] = {}
+    parts = [summary.versions]
+    for record in records:
+        parts += [record.before.versions, record.train.versions, record.after.versions]
+        parts += [record.grow.step.versions] if record.grow else []
+    for part in parts:
+        for package, version in part.items():
+            found.setdefault(package, set()).add(version)
+    return [(package, ", ".join(sorted(found[package]))) for package in sorted(found)]
+
+
+def _runs(records: Sequence[ArmRecord]) -> Table:
+    """List every run with the fingerprints of its models."""
+    header = ["arm", "seed", "base", "before training", "after training", "processes", "resumed"]
+    rows = []
+    for record in records:
+        base = record.grow.step.base.fingerprint if record.grow else record.before.fingerprint
+        resumed = record.train.resumed_from_step
+        cells = [
+            str(record.seed),
+            base[:12],
+            record.before.fingerprint[:12],
+            record.after.fingerprint[:12],
+            str(record.train.processes),
+            "no" if resumed is None else f"at step {resumed}",
+        ]
+        rows.append((record.arm, [Cell(cell) for cell in cells]))
+    return Table("Runs, with the fingerprints of the models", header, rows)
+
+
+def _measures(records: Sequence[ArmRecord]) -> Table:
+    """List the texts and tasks with their sizes and hashes."""
+    evaluation = records[0].after
+    rows = [
+        (
+            score.file,
+            [
+                Cell(f"{score.tokens:,} tokens, {score.text_bytes:,} bytes"),
+                Cell("–"),
+                Cell("–"),
+                Cell(score.sha256[:12]),
+            ],
+        )
+        for score in evaluation.texts
+    ]
+    for name, scores in groupby(evaluation.tasks, key=lambda score: score.task):
+        task = next(scores)
+        shown = [f"{task.samples:,} examples", str(task.shots), task.version, task.task_hash[:12]]
+        rows.append((name, [Cell(cell) for cell in shown]))
+    return Table("Texts and tasks", ["name", "size", "shots", "version", "hash"], rows)
+
+
+def _notes(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[str]:
+    """Collect what growing had to say, each sentence once for an arm."""
+    notes = [
+        f"{arm}: {note}"
+        for arm in arms
+        for record in aggregate.of_arm(records, arm)
+        if record.grow
+        for note in record.grow.notes
+    ]
+    return list(dict.fromkeys(notes))

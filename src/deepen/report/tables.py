@@ -1,0 +1,223 @@
+"""Tables of a study, for the page and for Markdown alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deepen.comparison import aggregate
+from deepen.comparison.aggregate import BASE, Score
+from deepen.report import text
+from deepen.report.bars import is_clear, written
+from deepen.results import ArmRecord, EvalRecord, PairedDifference
+
+_PREFERRED = ("acc", "acc_norm", "word_perplexity", "exact_match")
+"""The metric of a task that the main table shows: the first of these that it has."""
+_SHOWN_OF_TEXTS = ("token_perplexity", "loss_nats_per_token")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table."""
+
+    text: str
+    """The number."""
+    notes: tuple[str, ...] = ()
+    """Further lines in small print."""
+    best: bool = False
+    """Whether it is the best of its column."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows."""
+
+    caption: str
+    """What it shows."""
+    header: list[str]
+    """One name for each column, the first one included."""
+    rows: list[tuple[str, list[Cell]]]
+    """Name of the row, and its cells."""
+
+
+def main_scores(evaluation: EvalRecord) -> list[Score]:
+    """Choose what the main table shows: perplexity and loss of texts, one metric of each task."""
+    found = aggregate.scores(evaluation)
+    texts = [s for s in found if s.kind == "text" and s.metric in _SHOWN_OF_TEXTS]
+    tasks: dict[str, list[Score]] = {}
+    for score in found:
+        if score.kind == "task":
+            tasks.setdefault(score.subject, []).append(score)
+    return texts + [min(scores, key=_preference) for scores in tasks.values()]
+
+
+def _preference(score: Score) -> int:
+    """Return the rank of a metric."""
+    return _PREFERRED.index(score.metric) if score.metric in _PREFERRED else len(_PREFERRED)
+
+
+def heading(score: Score) -> str:
+    """Write a score as a column's name."""
+    return f"{score.subject} {text.metric(score.metric)}" + (
+        ", %" if text.is_share(score.metric) else ""
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores of all arms, ready for tables."""
+
+    records: Sequence[ArmRecord]
+    """Lines of records.jsonl."""
+    arms: Sequence[str]
+    """Labels in order, only those that have a record."""
+    differences: Sequence[PairedDifference]
+    """All of the study."""
+
+    def values(self, arm: str, score: Score, *, after: bool = True) -> list[float]:
+        """Return one score of an arm, by seed."""
+        evaluations = [
+            record.after if after else record.before
+            for record in aggregate.of_arm(self.records, arm)
+        ]
+        return [s.value for e in evaluations for s in aggregate.scores(e) if s.name == score.name]
+
+    def mean(self, arm: str, score: Score, *, after: bool = True) -> float:
+        """Return the mean of a score over an arm's seeds."""
+        return aggregate.spread(self.values(arm, score, after=after)).mean
+
+    def best(self, score: Score, *, after: bool = True) -> str:
+        """Return the arm with the best mean, the first of equals."""
+        sign = -1 if score.higher_is_better else 1
+        return min(self.arms, key=lambda arm: sign * self.mean(arm, score, after=after))
+
+    def against_base(self, arm: str, score: Score) -> PairedDifference | None:
+        """Return the difference of an arm to the base."""
+        wanted = (arm, BASE, score.name)
+        return next((d for d in self.differences if (d.arm, d.other, d.score) == wanted), None)
+
+    def table(self, caption: str, scores: Sequence[Score], cell: Callable[..., Cell]) -> Table:
+        """Make a table of arms × scores."""
+        header = ["arm", *(heading(score) for score in scores)]
+        rows = [(arm, [cell(arm, score) for score in scores]) for arm in self.arms]
+        return Table(caption, header, rows)
+
+    def after(self, scores: Sequence[Score]) -> Table:
+        """Scores after training: mean ± standard deviation over seeds."""
+        return self.table("After training", scores, self._spread_cell)
+
+    def before(self, scores: Sequence[Score]) -> Table:
+        """Scores before training: mean over seeds."""
+        return self.table("Before training", scores, lambda a, s: self._mean_cell(a, s, False))
+
+    def against(self, scores: Sequence[Score]) -> Table:
+        """Differences to the base with their intervals."""
+        return self.table("Difference to base after training", scores, self._difference_cell)
+
+    def together(self, scores: Sequence[Score]) -> Table:
+        """After training, with the difference to the base and the score before in small print."""
+        return self.table("After training", scores, self._full_cell)
+
+    def pairs(self, scores: Sequence[Score]) -> Table:
+        """Differences of all pairs of grown arms."""
+        by_pair: dict[tuple[str, str], dict[str, PairedDifference]] = {}
+        for difference in self.differences:
+            if difference.other != BASE:
+                pair = (difference.arm, difference.other)
+                by_pair.setdefault(pair, {})[difference.score] = difference
+        rows = [
+            (f"{arm} − {other}", [_difference(found.get(s.name), s) for s in scores])
+            for (arm, other), found in by_pair.items()
+        ]
+        return Table("Differences between grown arms", ["pair", *map(heading, scores)], rows)
+
+    def every(self) -> Table:
+        """Every metric of every arm after training, a row each: mean over seeds."""
+        rows = [
+            (heading(score), [self._mean_cell(arm, score, after=True) for arm in self.arms])
+            for score in aggregate.scores(self.records[0].after)
+        ]
+        return Table("Every score after training", ["score", *self.arms], rows)
+
+    def _mean_cell(self, arm: str, score: Score, after: bool) -> Cell:
+        """Write a mean; what reads like the best one is best too."""
+        shown = text.score(score.metric, self.mean(arm, score, after=after))
+        best = self.mean(self.best(score, after=after), score, after=after)
+        return Cell(shown, best=shown == text.score(score.metric, best))
+
+    def _spread_cell(self, arm: str, score: Score) -> Cell:
+        """Write a mean and the standard deviation over seeds."""
+        cell = self._mean_cell(arm, score, after=True)
+        deviation = aggregate.spread(self.values(arm, score)).deviation
+        if deviation is None:
+            return cell
+        told = f"± {text.difference(score.metric, deviation).removeprefix('+')}"
+        return Cell(cell.text, (told,), cell.best)
+
+    def _difference_cell(self, arm: str, score: Score) -> Cell:
+        """Write the difference to the base."""
+        return _difference(self.against_base(arm, score), score)
+
+    def _full_cell(self, arm: str, score: Score) -> Cell:
+        """Write the mean after training, and the rest in small print."""
+        after = self._mean_cell(arm, score, after=True)
+        before = self._mean_cell(arm, score, after=False).text
+        difference = self.against_base(arm, score)
+        notes = (written(difference, score.metric),) if difference else ()
+        return Cell(after.text, (*notes, f"before {before}"), after.best)
+
+
+def _difference(difference: PairedDifference | None, score: Score) -> Cell:
+    """Write a difference; one whose interval leaves out zero is marked with a star."""
+    if difference is None:
+        return Cell("–")
+    return Cell(written(difference, score.metric) + (" *" if is_clear(difference) else ""))
+
+
+def cost(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table:
+    """What each arm costs: size, time, memory, arithmetic."""
+    header = [
+        *("arm", "blocks", "parameters", "trained", "training time", "tokens per second"),
+        *("time per step", "peak memory", "FLOPs per token", "utilisation", "growing"),
+    ]
+    return Table("Cost", header, [(arm, _cost(aggregate.of_arm(records, arm))) for arm in arms])
+
+
+def _cost(records: Sequence[ArmRecord]) -> list[Cell]:
+    """Write the cost of one arm; times, rates and memory are means over seeds."""
+    train, grow = records[0].train, records[0].grow
+    runs = [record.train for record in records]
+    growing = [r.grow.wall_seconds for r in records if r.grow and r.grow.wall_seconds is not None]
+
+    def mean(values: Sequence[float]) -> float:
+        return aggregate.spread(values).mean
+
+    share = text.share(train.trainable_parameters / train.parameters)
+    return [
+        Cell(str(grow.depth if grow else len(train.trainable_blocks))),
+        Cell(text.count(train.parameters)),
+        Cell(text.count(train.trainable_parameters), (share,)),
+        Cell(text.seconds(mean([run.wall_seconds for run in runs]))),
+        Cell(text.count(mean([run.tokens_per_second for run in runs]))),
+        Cell(text.seconds(mean([run.step_time.total_seconds for run in runs]))),
+        Cell(text.size(mean([run.peak_bytes for run in runs]))),
+        Cell(text.count(train.flops_per_token)),
+        Cell(text.share(mean([run.utilisation for run in runs]))),
+        Cell(text.seconds(mean(growing)) if growing else "–"),
+    ]
+
+
+def markdown(table: Table) -> str:
+    """Write a table in Markdown, the best of each column in bold."""
+    aligned = ["---", *("---:" for _ in table.header[1:])]
+    lines = [_row(table.header), _row(aligned)]
+    lines += [_row([name, *map(_entry, cells)]) for name, cells in table.rows]
+    return "\n".join(lines)
+
+
+def _entry(cell: Cell) -> str:
+    """Write a cell in one line."""
+    return " ".join([f"**{cell.text}**" if cell.best else cell.text, *cell.notes])
+
+
+def _row(cells: Sequence[str]) -> str:
+    """Write a line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,42 @@
+"""The trained model's card: the grown model's, and a section on what it was trained on."""
+
+import re
+from pathlib import Path
+
+from deepen.results import TrainRecord
+
+_STAGES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
+# What the card of a grown model says of its being untrained.
+_UNTRAINED = re.compile(
+    r"\*\*It has not been trained yet.*?\n\n|## How to train it\n.*?(?=\n## |\Z)", re.DOTALL
+)
+
+
+def trained_card(before: str, record: TrainRecord) -> str:
+    """Write the card.
+
+    Args:
+        before: The card of the checkpoint that was trained; empty if it has none.
+        record: The training, its scores apart.
+    """
+    kept = _UNTRAINED.sub("", before).rstrip()
+    return (kept + "\n\n" if kept else "") + _section(record)
+
+
+def _section(record: TrainRecord) -> str:
+    """Tell of the data, the budget and what was trained."""
+    data = record.recipe["data"]
+    paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
+    # Of a local file the name alone; of the hub the whole id.
+    names = [path if not Path(path).exists() else Path(path).name for path in paths]
+    share = record.trainable_parameters / record.parameters
+    loss = record.curve[-1].loss_nats_per_token if record.curve else float("nan")
+    return (
+        f"## {_STAGES[record.stage]}\n\n"
+        f"- Data: {', '.join(names)}, sequences of {record.sequence_length} tokens, order from "
+        f"seed {data['seed']}\n"
+        f"- Budget: {record.steps:,} steps, {record.tokens:,} tokens\n"
+        f"- Trained: {record.trainable_parameters:,} of {record.parameters:,} parameters "
+        f"({share:.1%}), blocks {', '.join(map(str, record.trainable_blocks)) or 'none'}\n"
+        f"- Last training loss: {loss:.4f} nats per token\n"
+    )

@@ -1,0 +1,90 @@
+"""Load a checkpoint for training: what is frozen as stored, what is trained in float32."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deepen.base import Base
+from deepen.checkpoint import FolderSource
+from deepen.errors import DeepenError
+from deepen.training.arguments import precision_of
+from deepen.training.checkpointing import checkpoint_blocks
+from deepen.training.freeze import Trains, freeze
+from deepen.training.recipe import DataConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(source: FolderSource) -> "PreTrainedTokenizerBase":
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        DeepenError: It has none, or a damaged one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.folder)
+    except Exception as error:  # many types, for files that are missing or damaged
+        reason = " ".join(str(error).split())
+        raise DeepenError(f"{source.name} has no tokenizer that loads ({reason}).") from None
+
+
+def check_length(base: Base, data: DataConfig) -> None:
+    """Refuse sequences that the model has no positions for.
+
+    Raises:
+        DeepenError: They are too long.
+    """
+    positions = base.resolved.get("max_position_embeddings")
+    if isinstance(positions, int) and data.sequence_length > positions:
+        raise DeepenError(
+            f"data.sequence_length={data.sequence_length} is longer than the {positions} positions "
+            f"of {base.source.name}; lower it."
+        )
+
+
+def load_model(base: Base, trains: Trains, training: TrainingConfig) -> Any:  # noqa: ANN401 (transformers' classes have no types)
+    """Load, freeze and prepare a model.
+
+    In float32 the whole model is float32. In bfloat16 only what is trained is, so that small
+    updates are not lost; the frozen rest is bfloat16 and takes half the memory.
+
+    Args:
+        base: The opened checkpoint.
+        trains: What trains.
+        training: The recipe's part.
+    """
+    from transformers import AutoModelForCausalLM
+
+    assert isinstance(base.source, FolderSource)
+    precision = precision_of(training)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base.source.folder, dtype=getattr(torch, precision)
+    )
+    model.config.use_cache = False
+    freeze(model, trains, base.family)
+    if precision != "float32":
+        _to_float32(model, base.source)
+    if training.activation_checkpointing:
+        blocks = model.get_submodule(base.family.block_prefix.rstrip("."))
+        checkpoint_blocks(blocks, _lowest(trains, base))
+    return model
+
+
+def _to_float32(model: Any, source: FolderSource) -> None:  # noqa: ANN401
+    """Load what is trained again, in float32, so that no stored bit is lost."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Under FSDP only the first process holds data until the model is divided.
+        stored = parameter if parameter.is_meta else source.load(name).to(parameter.device)
+        parameter.data = stored.to(torch.float32)
+
+
+def _lowest(trains: Trains, base: Base) -> int:
+    """Return the lowest block that gradients reach."""
+    if trains.everything or "model.embed_tokens.weight" in trains.outside:
+        return 0
+    return min(trains.blocks, default=base.depth)

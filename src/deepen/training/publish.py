@@ -1,0 +1,93 @@
+"""The trained checkpoint: the one that was trained, with the trained tensors replaced.
+
+Everything frozen is copied from the checkpoint on disk and never passes through the model, so that
+it keeps its bits whatever dtype training computed in; that the model in memory still holds the same
+values is checked on the way.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepen.checkpoint import DTYPES, FolderSource, TensorInfo
+from deepen.results import TrainRecord
+from deepen.side_files import copy_side_files
+from deepen.staging import staged
+from deepen.training.card import trained_card
+from deepen.write import ShardWriter
+
+
+def publish(
+    source: FolderSource,
+    state: Mapping[str, Tensor],
+    trained: set[str],
+    out: Path,
+    *,
+    dtype: str | None = None,
+    chat_template: str | None = None,
+    record: TrainRecord,
+) -> None:
+    """Write the trained checkpoint to a folder that appears when it is whole.
+
+    Args:
+        source: The checkpoint that was trained.
+        state: The model's parameters after training.
+        trained: Names of those that were trained.
+        out: The folder; an earlier one is replaced.
+        dtype: Store every tensor so (``F32``); ``None`` keeps each tensor's own.
+        chat_template: Template to store with the tokenizer.
+        record: What the model card tells.
+
+    Raises:
+        RuntimeError: A frozen parameter has changed in memory.
+        DeepenError: The disk is too small.
+    """
+    layout = {
+        name: TensorInfo(dtype or info.dtype, info.shape) for name, info in source.infos.items()
+    }
+    needed = sum(info.nbytes for info in layout.values())
+    with staged(out, {"trained": source.name}, needed, resume=False, overwrite=True) as folder:
+        with closing(ShardWriter(folder, layout, "5GB")) as writer:
+            for name in layout:
+                tensor = source.load(name)
+                if name in trained:
+                    tensor = state[name].detach().cpu()
+                elif name in state:
+                    _check_unchanged(name, state[name], tensor)
+                writer.write(name, tensor.to(DTYPES[layout[name].dtype]).contiguous())
+            writer.finish()
+        _write_side_files(source, folder, dtype, chat_template, record)
+
+
+def _check_unchanged(name: str, after: Tensor, stored: Tensor) -> None:
+    """Compare a frozen parameter, bit for bit, with the stored one."""
+    after = after.detach().cpu()
+    if not torch.equal(after, stored.to(after.dtype)):
+        raise RuntimeError(f"{name} is frozen, but training has changed it")
+
+
+def _write_side_files(
+    source: FolderSource,
+    folder: Path,
+    dtype: str | None,
+    chat_template: str | None,
+    record: TrainRecord,
+) -> None:
+    """Bring config, lineage, tokenizer and card along."""
+    copy_side_files(source.folder, folder)
+    config: dict[str, Any] = dict(source.config)
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    card = source.folder / "README.md"
+    before = card.read_text(encoding="utf-8") if card.is_file() else ""
+    (folder / "README.md").write_text(trained_card(before, record), encoding="utf-8")

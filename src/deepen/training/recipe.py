@@ -1,0 +1,177 @@
+"""The recipe: what to train, on which data, for how long, and where to write."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from deepen.errors import DeepenError
+from deepen.settings import Settings, apply_overrides, read_yaml, validate
+
+Stage = Literal["cpt", "sft"]
+"""Continual pre-training or supervised fine-tuning."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+_STAGE_DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
+    "cpt": {"learning_rate": 2e-4, "weight_decay": 0.1},
+    "sft": {"learning_rate": 2e-5, "weight_decay": 0.0},
+}
+
+
+class DataConfig(Settings):
+    """Where the training text comes from and how it is cut."""
+
+    path: str | list[str]
+    """Files or folders (.txt, .jsonl, .json, .parquet; .txt and .jsonl also as .gz), or a hub data
+    set's id."""
+    sequence_length: Positive = 2048
+    """Tokens in a sequence: of a packed block in pre-training, at most in fine-tuning."""
+    text_column: str = "text"
+    """Column that holds the text of a document."""
+    streaming: bool = False
+    """Read only as much as the budget needs, through a shuffle buffer, instead of everything."""
+    separator: str | None = None
+    """What stands between the documents of a .txt file; without it a file is one document."""
+    name: str | None = None
+    """Configuration of a hub data set, for example ``sample-10BT``."""
+    split: str = "train"
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    seed: int | None = None
+    """Seed of the data's order; by default the recipe's."""
+    cache: str | None = None
+    """Folder for the tokens; by default ``data`` in the run's folder. Arms of a study share one."""
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "text"] = "auto"
+    """Columns of fine-tuning rows; ``auto`` looks at the first row."""
+    loss: Literal["answer", "all"] = "answer"
+    """Fine-tuning: which tokens the loss is taken on."""
+    packing: bool = False
+    """Fine-tuning: put several short rows into one sequence; they do not see each other."""
+    chat_template: str | None = None
+    """Fine-tuning: Jinja file to use instead of the tokenizer's own chat template."""
+
+
+class TrainingConfig(Settings):
+    """How to train."""
+
+    max_steps: Positive | None = None
+    """Budget as optimizer steps."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Budget as passes over the data; 1 if no budget is given."""
+    max_tokens: Positive | None = None
+    """Budget as tokens seen, over all processes."""
+    batch_size: Positive = 64
+    """Sequences in an optimizer step, over all processes."""
+    micro_batch_size: Positive | None = None
+    """Sequences in one forward pass of one process; by default all that a process has in a step."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; by default 2e-4 for pre-training and 2e-5 for fine-tuning."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Course of the learning rate after warm-up; ``wsd`` is constant, then falls."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Warm-up: a share of the steps if below 1, else a number of steps."""
+    decay: Share = 0.1
+    """Share of the steps in which ``wsd`` falls."""
+    min_learning_rate_share: Share = 0.1
+    """Where ``cosine`` and ``wsd`` end, as a share of the peak."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """AdamW's, on trained matrices only; by default 0.1 for pre-training, 0 for fine-tuning."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's."""
+    max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Longer gradients are cut to this length; 0 leaves them."""
+    trains: Literal["auto", "new_blocks", "everything"] | list[Annotated[int, Field(ge=0)]] = "auto"
+    """``auto`` is what the method's paper trains; or only the new blocks, everything, or a list of
+    blocks."""
+    also: tuple[Literal["norm", "head", "embeddings"], ...] = ()
+    """What else trains beside the blocks; the head of tied embeddings is the embeddings."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the passes; ``auto`` is bfloat16 on a GPU and float32 on a CPU. Trained weights
+    are float32 in either."""
+    device: Literal["auto", "cpu"] = "auto"
+    """``auto`` is the GPU if there is one."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, from the lowest trained block up."""
+    fused_loss: Literal["auto", "off"] = "auto"
+    """``auto`` fuses head and loss where a GPU and Liger are present."""
+    save_every: Positive | None = None
+    """Steps between checkpoints to resume from; by default a tenth of the run, at most 500."""
+    log_every: Positive | None = None
+    """Steps between points of the loss curve; by default 1, more in runs over 2000 steps."""
+    keep_checkpoints: bool = False
+    """Keep the optimizer's state after the end."""
+    save_dtype: Literal["stored", "float32"] = "stored"
+    """Dtype of the trained model: the one that the checkpoint was stored in, or float32."""
+    report_to: list[str] | str = "tensorboard"
+    """Trackers, as transformers names them; ``none`` for none."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load data, for each training process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Allow one budget, and micro-batches that divide the batch."""
+        given = [key for key in ("max_steps", "epochs", "max_tokens") if getattr(self, key)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both budgets; give one")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        return self
+
+
+class Recipe(Settings):
+    """One training run."""
+
+    model: str
+    """Checkpoint folder or hub id."""
+    data: DataConfig
+    """Training data."""
+    training: TrainingConfig = TrainingConfig()
+    """How to train."""
+    seed: int = 0
+    """Seed of data order and of everything else random."""
+    output: str
+    """Run folder; the trained model goes to its ``model`` folder."""
+    stage: Stage | None = None
+    """Set in the resolved recipe, which is for this stage alone."""
+
+    def resolved(self, stage: Stage) -> "Recipe":
+        """Return the recipe with the stage's defaults filled in, so that it can be repeated.
+
+        Raises:
+            DeepenError: It was resolved for the other stage.
+        """
+        if self.stage not in (None, stage):
+            raise DeepenError(
+                f"The recipe says stage: {self.stage}; run `deepen train {self.stage}`, or leave "
+                f"that line out."
+            )
+        training = self.training
+        filled = {k: v for k, v in _STAGE_DEFAULTS[stage].items() if getattr(training, k) is None}
+        if not (training.max_steps or training.epochs or training.max_tokens):
+            filled["epochs"] = 1.0
+        data = self.data
+        if data.seed is None:
+            data = data.model_copy(update={"seed": self.seed})
+        training = training.model_copy(update=filled)
+        return self.model_copy(update={"training": training, "data": data, "stage": stage})
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: The file.
+        overrides: Each ``dotted.key=value``; they win over the file.
+
+    Raises:
+        DeepenError: The file is missing or damaged, a key is unknown, or a value does not fit.
+    """
+    return validate(Recipe, apply_overrides(read_yaml(path), overrides), Path(path).name)

@@ -1,0 +1,221 @@
+"""Train one recipe from beginning to end."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepen.base import Base, open_base
+from deepen.checkpoint import FolderSource
+from deepen.methods.base import Progress, silent
+from deepen.results import TrainRecord
+from deepen.training.arguments import micro_batches, precision_of
+from deepen.training.blocks import load_blocks
+from deepen.training.chat import with_template
+from deepen.training.engine import make_engine
+from deepen.training.examples import load_examples
+from deepen.training.freeze import Trains, counts, trainable
+from deepen.training.load import check_length, load_model, load_tokenizer
+from deepen.training.measure import matmul_rate
+from deepen.training.order import steps_of
+from deepen.training.processes import local_rank, processes, rank
+from deepen.training.publish import publish
+from deepen.training.reading import local_files
+from deepen.training.recipe import Recipe, Stage
+from deepen.training.recording import make_record
+from deepen.training.run_folder import RunFolder
+from deepen.training.schedule import Schedule
+
+Tell = Callable[[str], None]
+"""Called with sentences for the person at the terminal, by the first process only."""
+
+
+def unheard(sentence: str) -> None:
+    """Tell nobody."""
+
+
+def train(
+    recipe: Recipe,
+    stage: Stage,
+    *,
+    resume: bool = True,
+    progress: Progress = silent,
+    tell: Tell = unheard,
+) -> TrainRecord:
+    """Train a grown checkpoint; start it the same way in every process of a launcher.
+
+    A run that was killed continues from its last checkpoint, and a run that is finished returns its
+    record at once.
+
+    Args:
+        recipe: What to train, on what, and where to write.
+        stage: Continual pre-training or supervised fine-tuning.
+        resume: Whether to continue an earlier run; otherwise it is deleted first.
+        progress: Called with the loss and speed, and the finished share.
+        tell: Called with what a person should know.
+
+    Raises:
+        DeepenError: The recipe, the checkpoint or the data cannot be used, the loss is no longer a
+            number, or the disk is full.
+        RuntimeError: A frozen parameter has changed.
+    """
+    recipe = recipe.resolved(stage)
+    folder = RunFolder.of(recipe)
+    if resume:
+        if (record := folder.finished(recipe)) is not None:
+            return record
+    elif rank() == 0:
+        folder.clear()
+    if rank() != 0:
+        progress, tell = silent, unheard
+    with _random_state_kept(), _quiet(), folder.full_disk_told():
+        return _run(_prepare(recipe, stage, progress), progress, tell)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A recipe with everything that is found out before a model is loaded."""
+
+    recipe: Recipe
+    """The resolved recipe."""
+    stage: Stage
+    """The stage."""
+    base: Base
+    """The checkpoint."""
+    trains: Trains
+    """What trains."""
+    tokenizer: Any
+    """The checkpoint's tokenizer, with the recipe's template."""
+    data: Any
+    """Blocks or examples."""
+    schedule: Schedule
+    """The steps."""
+
+    @property
+    def source(self) -> FolderSource:
+        """The checkpoint's files."""
+        assert isinstance(self.base.source, FolderSource)
+        return self.base.source
+
+
+def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
+    """Check everything that can be checked before a model is loaded, and read the data.
+
+    Raises:
+        DeepenError: Something cannot be used; nothing has then been written.
+    """
+    data, training = recipe.data, recipe.training
+    assert data.seed is not None
+    local_files(data)
+    base = open_base(recipe.model)
+    assert isinstance(base.source, FolderSource)
+    trains = trainable(base.source.config, base.depth, training, base.source.name)
+    check_length(base, data)
+    micro_batches(training, processes())
+    tokenizer = load_tokenizer(base.source)
+    with_template(data, tokenizer)
+    cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
+    loaded: Any
+    lengths: Any = data.sequence_length
+    if stage == "cpt":
+        loaded = load_blocks(data, training, tokenizer, cache, progress)
+    else:
+        loaded = load_examples(data, tokenizer, cache, progress)
+        lengths = np.array([len(ids) for ids in loaded["input_ids"]])
+    steps = steps_of(training, lengths, len(loaded), data.seed)
+    schedule = Schedule(training, steps, lengths, len(loaded), data.seed)
+    return _Job(recipe, stage, base, trains, tokenizer, loaded, schedule)
+
+
+def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
+    """Load the model, train it, write it."""
+    from deepen.training.trainers import last_checkpoint
+
+    recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
+    model = load_model(job.base, job.trains, training)
+    parameters, trained = counts(model)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    folder.check_disk(trained, sum(info.nbytes for info in job.source.infos.values()))
+    tell(_told(job, parameters, trained))
+    engine = make_engine(recipe, job.stage, model, job.data, job.tokenizer, job.schedule, progress)
+    if rank() == 0:
+        folder.begin(recipe)
+    engine.accelerator.wait_for_everyone()
+    last = last_checkpoint(folder.checkpoints)
+    resumed = int(last.name.rpartition("-")[2]) if last else None
+    if last:
+        tell(f"Resuming after step {resumed}.")
+    rate = matmul_rate(engine.args.device, getattr(torch, precision_of(training)))
+    engine.train(resume_from_checkpoint=str(last) if last else None)
+    state = engine.accelerator.get_state_dict(engine.model_wrapped)
+    record = make_record(
+        recipe,
+        job.stage,
+        job.base,
+        job.trains,
+        engine,
+        parameters=parameters,
+        trainable_parameters=trained,
+        tokens=job.schedule.tokens[-1],
+        matmul_rate=rate,
+        resumed_from_step=resumed,
+    )
+    if rank() == 0:
+        publish(
+            job.source,
+            state,
+            names,
+            folder.model,
+            dtype="F32" if training.save_dtype == "float32" else None,
+            chat_template=job.tokenizer.chat_template if recipe.data.chat_template else None,
+            record=record,
+        )
+        folder.end(record, keep_checkpoints=training.keep_checkpoints)
+    engine.accelerator.wait_for_everyone()
+    return record
+
+
+def _told(job: _Job, parameters: int, trained: int) -> str:
+    """Say what trains, and for how long."""
+    blocks = ", ".join(map(str, job.trains.blocks)) or "none"
+    what = "everything" if job.trains.everything else f"blocks {blocks}"
+    more = sorted(job.trains.outside) if not job.trains.everything else []
+    schedule = job.schedule
+    return (
+        f"Training {trained:,} of {parameters:,} parameters ({trained / parameters:.1%}): "
+        f"{', '.join([what, *more])}; {schedule.steps:,} steps, {schedule.tokens[-1]:,} tokens."
+    )
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put the global random states back, which the engines seed."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [local_rank()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the engines' own bars and remarks; errors still show."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,224 @@
+"""Records of studies that never ran: any arms, seeds and sizes, through the real schemas."""
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepen.comparison.aggregate import BASE, paired_differences
+from deepen.plans import insert_after
+from deepen.records import BaseIdentity, GrowRecord, Step
+from deepen.results import (
+    ArmRecord,
+    EvalRecord,
+    LossPoint,
+    StepTime,
+    StudySummary,
+    TaskScore,
+    TextScore,
+    TrainRecord,
+)
+
+VERSIONS = {"deepen": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}
+ARMS = [
+    BASE,
+    "opt-deus",
+    "opt-deus (fidelity=published)",
+    "avg-deus",
+    "solar",
+    "llama-pro",
+    "lesa",
+]
+DEPTH, STEPS, BATCH, LENGTH = 16, 120, 8, 256
+TASKS = ("logiqa", "piqa", "winogrande", "arc_easy", "mmlu", "commonsense_qa", "boolq")
+
+
+def grow_record(arm: str, seed: int) -> GrowRecord:
+    """Make the record of a growth by half."""
+    copies = arm.startswith(("solar", "llama-pro"))
+    after = range(1, DEPTH, 2) if copies else range(DEPTH // 2 - 1, DEPTH - 1)
+    plan = insert_after(DEPTH, after, copies=copies)
+    parameters, new = 120_000_000 * plan.depth // DEPTH, 120_000_000 * 8 // DEPTH
+    step = Step(
+        method=arm.partition(" ")[0],
+        reference="arXiv:2508.08011",
+        options={"fidelity": "published"} if "published" in arm else {},
+        placement=None,
+        seed=seed,
+        device="cpu",
+        base=BaseIdentity(name="tiny-base", revision=None, fingerprint="b" * 64),
+        plan=plan.to_json(),
+        new_blocks=plan.new_blocks,
+        trains="everything" if arm == "solar" else "new_blocks",
+        preserves_function=arm.startswith(("opt", "llama")),
+        versions=VERSIONS,
+    )
+    return GrowRecord(
+        out=None,
+        step=step,
+        base_depth=DEPTH,
+        depth=plan.depth,
+        base_parameters=120_000_000,
+        parameters=parameters,
+        new_parameters=new,
+        trainable_parameters=parameters if arm == "solar" else new,
+        weight_bytes=2 * parameters,
+        notes=["Sinkhorn stopped before its threshold (12 times)"] if "published" in arm else [],
+        wall_seconds=3.2,
+        peak_bytes=900_000_000,
+    )
+
+
+def eval_record(model: str, loss: float, tasks: Sequence[str], seed: int) -> EvalRecord:
+    """Make the record of an evaluation from a loss."""
+    text = TextScore(
+        file="held_out.txt",
+        sha256="e" * 64,
+        tokens=40_000,
+        text_bytes=160_000,
+        loss_nats_per_token=loss,
+        token_perplexity=math.exp(loss),
+        bits_per_byte=loss / math.log(2) / 4,
+    )
+    scored = [
+        TaskScore(
+            task=task,
+            metric=metric,
+            value=0.9
+            - loss / 8
+            + 0.02 * index
+            + random.Random(f"{task} {model} {seed}").gauss(0, 0.004),
+            stderr=0.01,
+            samples=1000,
+            shots=0,
+            higher_is_better=True,
+            task_hash="f" * 64,
+            version="1.0",
+        )
+        for index, task in enumerate(tasks)
+        for metric in ("acc", "acc_norm")
+    ]
+    return EvalRecord(
+        model=model,
+        fingerprint="c" * 64,
+        texts=[text],
+        tasks=scored,
+        seed=0,
+        device="cpu",
+        batch_size=8,
+        wall_seconds=8.0,
+        versions=VERSIONS,
+    )
+
+
+def train_record(arm: str, seed: int, index: int, grow: GrowRecord | None) -> TrainRecord:
+    """Make the record of a training run whose loss falls by arm and wobbles by seed and step."""
+    everything = grow is None or arm == "solar"
+    noise = random.Random(f"data {seed}")
+    own = random.Random(f"{arm} {seed}")
+    start = 3.6 + (2.5 if arm in ("solar", "lesa") else 0.4 if arm == "avg-deus" else 0.0)
+    pace = 0.9 if everything else 0.6 + 0.02 * index
+    curve = []
+    for step in range(1, STEPS + 1, 2):
+        settled = 2.9 + 0.03 * index + (start - 2.9) * math.exp(-step / 22)
+        loss = settled + noise.gauss(0, 0.04) + own.gauss(0, 0.008)
+        tokens = step * BATCH * LENGTH
+        curve.append(
+            LossPoint(
+                step=step,
+                tokens=tokens,
+                wall_seconds=step * pace,
+                loss_nats_per_token=loss,
+                learning_rate=1e-3,
+            )
+        )
+    parameters = grow.parameters if grow else 120_000_000
+    return TrainRecord(
+        stage="cpt",
+        model="tiny-base",
+        output="runs/study",
+        seed=seed,
+        processes=1,
+        device="cpu",
+        precision="float32",
+        parameters=parameters,
+        trainable_parameters=grow.trainable_parameters if grow else parameters,
+        trainable_blocks=list(range(grow.depth if grow else DEPTH))
+        if everything
+        else grow.step.new_blocks,
+        steps=STEPS,
+        tokens=STEPS * BATCH * LENGTH,
+        sequence_length=LENGTH,
+        curve=curve,
+        wall_seconds=STEPS * pace,
+        tokens_per_second=BATCH * LENGTH / pace,
+        step_time=StepTime(
+            forward_seconds=pace * 0.35,
+            backward_seconds=pace * (0.5 if everything else 0.42),
+            optimizer_seconds=pace * (0.12 if everything else 0.05),
+            total_seconds=pace,
+        ),
+        peak_bytes=2_400_000_000 if everything else 1_300_000_000,
+        flops_per_token=7.2e8 if everything else 4.8e8,
+        matmul_flops_per_second=9.0e10,
+        utilisation=0.41,
+        resumed_from_step=None,
+        recipe={"seed": seed},
+        versions=VERSIONS,
+    )
+
+
+def arm_record(arm: str, seed: int, index: int, tasks: Sequence[str] = TASKS) -> ArmRecord:
+    """Make a line of records.jsonl."""
+    grow = None if arm == BASE else grow_record(arm, seed)
+    train = train_record(arm, seed, index, grow)
+    wobble = random.Random(f"{arm} {seed} after").gauss(0, 0.006)
+    moved = grow is not None and not grow.step.preserves_function
+    before = 3.6 + (0.4 * index if moved else 0.0)
+    after = 2.92 + 0.03 * ((index + 3) % 7) + wobble + random.Random(seed).gauss(0, 0.02)
+    return ArmRecord(
+        arm=arm,
+        method=None if arm == BASE else arm.partition(" ")[0],
+        placement=None,
+        seed=seed,
+        grow=grow,
+        before=eval_record("tiny-base", before, tasks, 0),
+        train=train,
+        after=eval_record(f"{arm} trained", after, tasks, seed),
+    )
+
+
+def study(
+    arms: Sequence[str] = ARMS, seeds: Sequence[int] = (0, 1, 2), tasks: Sequence[str] = TASKS
+) -> tuple[list[ArmRecord], StudySummary]:
+    """Make the records and the summary of a whole study."""
+    records = [
+        arm_record(arm, seed, index, tasks) for seed in seeds for index, arm in enumerate(arms)
+    ]
+    resolved: dict[str, Any] = {
+        "base": "./tiny-base",
+        "arms": [{"label": arm, "method": arm.partition(" ")[0]} for arm in arms],
+        "new_layers": 8,
+        "seeds": list(seeds),
+        "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
+        "evaluation": {"perplexity": ["held_out.txt"], "tasks": list(tasks)},
+        "output": "runs/study",
+    }
+    summary = StudySummary(
+        study=resolved,
+        arms=list(arms),
+        seeds=list(seeds),
+        differences=paired_differences(records, arms),
+        versions=VERSIONS,
+    )
+    return records, summary
+
+
+def write(folder: Path, records: Sequence[ArmRecord], summary: StudySummary) -> Path:
+    """Write the two files that a report is made from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(record.model_dump_json() + "\n" for record in records)
+    (folder / "records.jsonl").write_text(lines)
+    (folder / "summary.json").write_text(summary.model_dump_json(indent=2))
+    return folder

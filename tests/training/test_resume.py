@@ -1,0 +1,113 @@
+"""A killed run goes on as if nothing had happened, to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from deepen.results import TrainRecord
+from deepen.settings import write_yaml
+from deepen.training import train
+from runs import Make, losses
+
+KILLED = """
+import os, signal, sys
+from deepen.training import load_recipe, train
+
+def progress(stage, share):
+    if stage.startswith(sys.argv[2]) and share >= float(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_recipe(sys.argv[1]), sys.argv[2], progress=progress)
+"""
+
+
+class Interrupted(BaseException):
+    """Ends a run as abruptly as can be done inside a process."""
+
+
+def interrupted(recipe: Make, step: int, **settings: object) -> TrainRecord:
+    """Break a run off after a step is logged, then run it again."""
+
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("cpt") and share >= step / 6:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(recipe(**settings), "cpt", progress=progress)
+    return train(recipe(**settings), "cpt")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
+def test_any_step_may_be_the_last(recipe: Make, step: int) -> None:
+    expected = train(recipe(output="whole"), "cpt")
+    record = interrupted(recipe, step)
+    assert losses(record) == losses(expected)
+    # A log line comes before its step's checkpoint.
+    assert record.resumed_from_step == ((step - 1) // 2 * 2 or None)
+    model = Path(record.output) / "model" / "model.safetensors"
+    assert model.read_bytes() == (Path(expected.output) / "model" / model.name).read_bytes()
+    walls = [point.wall_seconds for point in record.curve]
+    assert walls == sorted(walls)
+
+
+def test_means_over_several_steps_are_the_same_too(recipe: Make) -> None:
+    settings = {"log_every": 4, "save_every": 3}
+    expected = train(recipe(output="whole", **settings), "cpt")
+    assert losses(interrupted(recipe, 4, **settings)) == losses(expected)
+
+
+def test_a_half_written_checkpoint_is_passed_over(recipe: Make) -> None:
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("cpt") and share >= 5 / 6:
+            raise Interrupted
+
+    expected = train(recipe(output="whole"), "cpt")
+    with pytest.raises(Interrupted):
+        train(recipe(), "cpt", progress=progress)
+    checkpoints = Path(recipe().output) / "checkpoints"
+    last = checkpoints / "checkpoint-4"
+    (last / "complete").unlink()
+    (last / "optimizer.pt").write_bytes(b"half")
+    record = train(recipe(), "cpt")
+    assert record.resumed_from_step == 2
+    assert losses(record) == losses(expected)
+
+
+def test_a_run_killed_after_its_last_step_is_finished(recipe: Make) -> None:
+    expected = train(recipe(keep_checkpoints=True), "cpt")
+    folder = Path(expected.output)
+    model = tiny.read(folder / "model")
+    (folder / "record.json").unlink()
+    (folder / "model" / "config.json").unlink()
+    record = train(recipe(keep_checkpoints=True), "cpt")
+    assert record.resumed_from_step == 6
+    assert record.curve == expected.curve
+    assert record.step_time == expected.step_time
+    assert tiny.read(folder / "model") == model
+
+
+@pytest.mark.parametrize("stage", ["cpt", "sft"])
+def test_kill_9(recipe: Make, tmp_path: Path, stage: str) -> None:
+    data = {}
+    if stage == "sft":
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b c"}\n' * 9)
+        data = {"path": str(tmp_path / "rows.jsonl")}
+    asked = recipe(data)
+    write_yaml(tmp_path / "recipe.yaml", asked.model_dump(mode="json"))
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = [str(tmp_path / "killed.py"), str(tmp_path / "recipe.yaml"), stage, str(4 / 6)]
+    ended = subprocess.run(
+        [sys.executable, *arguments], env=dict(os.environ), capture_output=True, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    expected = train(recipe(data, output="whole"), stage)  # type: ignore[arg-type]
+    record = train(asked, stage)  # type: ignore[arg-type]
+    assert record.resumed_from_step == 2
+    assert losses(record) == losses(expected)
+    weights = [tiny.read(Path(r.output) / "model")["model.safetensors"] for r in (record, expected)]
+    assert weights[0] == weights[1]
