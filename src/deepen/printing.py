@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, Group
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -31,13 +38,19 @@ def progress_bar() -> Iterator[Report]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, tuple[TaskID, float]] = {}
 
         def report(stage: str, share: float) -> None:
-            family = stage.partition(":")[0]
-            if family not in tasks:
-                tasks[family] = bar.add_task(stage, total=1.0)
-            bar.update(tasks[family], completed=share, description=stage)  # type: ignore[arg-type]
+            who = stage.partition(":")[0]
+            if who not in tasks:
+                for finished in [name for name, (_, last) in tasks.items() if last >= 1]:
+                    bar.remove_task(tasks.pop(finished)[0])
+                tasks[who] = bar.add_task(stage, total=1.0), 0.0
+            task, last = tasks[who]
+            if share < last:
+                bar.reset(task, total=1.0)
+            bar.update(task, completed=share, description=stage)
+            tasks[who] = task, share
 
         yield report
 

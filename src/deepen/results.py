@@ -174,6 +174,10 @@ class ArmRecord(Record):
     """How it was trained."""
     after: EvalRecord
     """Scores after training."""
+    fine_tuning: TrainRecord | None = None
+    """How it was fine-tuned after that; ``None`` if the study does not."""
+    after_fine_tuning: EvalRecord | None = None
+    """Scores after fine-tuning."""
 
 
 class PairedDifference(Record):

@@ -14,6 +14,7 @@ from deepen.errors import DeepenError
 from deepen.evaluation import harness, texts
 from deepen.hub import open_model
 from deepen.methods.base import Progress, silent
+from deepen.quiet import quiet_transformers
 from deepen.records import versions
 from deepen.results import EvalRecord
 
@@ -149,5 +150,6 @@ def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if where.type == "cpu" else "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
     return model.to(where).eval()

@@ -13,6 +13,7 @@ import torch
 from deepen.base import Base, open_base
 from deepen.checkpoint import FolderSource
 from deepen.methods.base import Progress, silent
+from deepen.quiet import quiet_transformers
 from deepen.results import TrainRecord
 from deepen.training.arguments import micro_batches, precision_of
 from deepen.training.blocks import load_blocks
@@ -73,7 +74,7 @@ def train(
         folder.clear()
     if rank() != 0:
         progress, tell = silent, unheard
-    with _random_state_kept(), _quiet(), folder.full_disk_told():
+    with _random_state_kept(), quiet_transformers(), folder.full_disk_told():
         return _run(_prepare(recipe, stage, progress), progress, tell)
 
 
@@ -203,19 +204,3 @@ def _random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the engines' own bars and remarks; errors still show."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

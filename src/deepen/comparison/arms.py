@@ -1,0 +1,107 @@
+"""One arm with one seed: grow, score, train, score, fine-tune, score."""
+
+import shutil
+from pathlib import Path
+
+from deepen.comparison.aggregate import BASE
+from deepen.comparison.study import Arm, EvaluationConfig, Study
+from deepen.evaluation import evaluate
+from deepen.growth import grow
+from deepen.methods.base import Progress
+from deepen.records import GrowRecord
+from deepen.results import ArmRecord, EvalRecord, TrainRecord
+from deepen.training.recipe import Stage
+from deepen.training.run import train
+
+_GROWN = "grown.json"
+
+
+def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
+    """Run one arm from beginning to end; what an interrupted run finished is found again.
+
+    Args:
+        study: The study.
+        arm: One of its arms.
+        seed: One of its seeds.
+        progress: Called with the stage and the finished share of it.
+
+    Raises:
+        DeepenError: The base, the data, a text or a task cannot be used.
+    """
+    folder = Path(study.output) / "arms" / arm.folder / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    grown = _grow(study, arm, seed, folder, progress)
+    model = study.base if grown is None else folder / "grown"
+    before = _score(study.evaluation, model, seed, folder / "before.json", progress)
+    trained = _train(study, arm, seed, "cpt", model, folder, progress)
+    model = folder / "cpt" / "model"
+    after = _score(study.evaluation, model, seed, folder / "after.json", progress)
+    tuned = after_tuning = None
+    if study.fine_tuning is not None:
+        tuned = _train(study, arm, seed, "sft", model, folder, progress)
+        model, kept = folder / "sft" / "model", folder / "after-fine-tuning.json"
+        after_tuning = _score(study.evaluation, model, seed, kept, progress)
+    record = ArmRecord(
+        arm=arm.name,
+        method=None if arm.method == BASE else arm.method,
+        placement=arm.placement,
+        seed=seed,
+        grow=grown,
+        before=before,
+        train=trained,
+        after=after,
+        fine_tuning=tuned,
+        after_fine_tuning=after_tuning,
+    )
+    if study.keep == "records":
+        shutil.rmtree(folder)
+    return record
+
+
+def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -> GrowRecord | None:
+    """Grow the arm's model; ``None`` for the base."""
+    if arm.method == BASE:
+        return None
+    kept = folder / _GROWN
+    if kept.is_file():
+        return GrowRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+    record = grow(
+        study.base,
+        folder / "grown",
+        method=arm.method,
+        new_layers=arm.new_layers or study.new_layers,
+        placement=arm.placement,
+        per_gap=arm.per_gap,
+        options=arm.options,
+        seed=seed,
+        overwrite=True,
+        progress=progress,
+    )
+    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    return record
+
+
+def _score(
+    config: EvaluationConfig, model: Path | str, seed: int, kept: Path, progress: Progress
+) -> EvalRecord:
+    """Evaluate a model, or find what an interrupted run found."""
+    if kept.is_file():
+        return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+    files = [config.perplexity] if isinstance(config.perplexity, str) else config.perplexity
+    settings = config.model_dump(exclude={"perplexity"})
+    record = evaluate(model, perplexity=files, seed=seed, progress=progress, **settings)
+    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    return record
+
+
+def _train(
+    study: Study,
+    arm: Arm,
+    seed: int,
+    stage: Stage,
+    model: Path | str,
+    folder: Path,
+    progress: Progress,
+) -> TrainRecord:
+    """Train one stage; it resumes by itself."""
+    return train(study.recipe(arm, seed, stage, model, folder / stage), stage, progress=progress)
