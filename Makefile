@@ -1,11 +1,16 @@
 # Everything runs in .venv, made on first use with the versions of constraints.txt.
 PYTHON ?= python3
+# Threads that wait by spinning make everything many times slower on cores that are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo demo-fast test test-slow check bench clean
 
 demo: .venv/ready
 	$(BIN)/deepen demo
+
+demo-fast: .venv/ready
+	$(BIN)/deepen demo runs/demo-fast --fast
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
@@ -20,6 +25,7 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/expand.py
+	$(BIN)/python benchmarks/training.py
 
 # torch first and by itself: as a dependency it may come with gigabytes of CUDA libraries.
 .venv/ready: pyproject.toml constraints.txt

@@ -5,8 +5,8 @@ Usage::
     python benchmarks/expand.py [--like small|1b|tiny|8b] [--rounds 3] [--threads 1] [--json FILE]
 
 A random bfloat16 checkpoint is written to a temporary folder and grown by half. Every measurement
-is a process of its own, since peak resident memory (``ru_maxrss``) never goes down within one. All
-jobs run once per round, in turn, on the same files; the table shows medians over the rounds.
+is a process of its own, since peak resident memory never goes down within one. All jobs run once
+per round, in turn, on the same files; the table shows medians over the rounds.
 
 ``copy`` and ``copy, synced`` copy a file of the grown model's size; the second one also waits until
 the bytes are on disk, as growing does. ``released script`` does what the released OpT-DeUS code
@@ -23,7 +23,6 @@ small tensor operations wait for each other and take many times as long.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-# A child's peak starts at what its parent holds, so the parent never imports torch.
 Prepare = Callable[[Path, int], Callable[[], object]]
 """Takes the work folder and the number of new blocks, imports, and returns what to measure."""
 
@@ -93,32 +91,28 @@ SLOW = ("released script", "opt-deus published")
 
 def measure(folder: Path, job: str, new_layers: int) -> dict[str, float]:
     """Run one job in this process and say what it took."""
+    from deepen.records import peak_resident_bytes
+
     run = JOBS[job](folder, new_layers)
-    libraries = _peak_bytes()
+    libraries = peak_resident_bytes()
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     return {
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_resident_bytes(),
         "libraries_bytes": libraries,
     }
 
 
-def _peak_bytes() -> int:
-    """Return the peak resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def set_up(folder: Path, like: str, new_layers: int | None) -> dict[str, float]:
     """Write the checkpoint and a file as large as the grown weights; say how large that is."""
-    import deepen
+    from deepen.growth import preview
     from random_checkpoint import LIKE, write_random_checkpoint
 
     write_random_checkpoint(folder / "base", like)
     new_layers = new_layers or LIKE[like]["num_hidden_layers"] // 2
-    size = deepen.plan(folder / "base", method="opt-deus", new_layers=new_layers).weight_bytes
+    size = preview(folder / "base", new_layers=new_layers).weight_bytes
     noise = os.urandom(2**24)
     with (folder / "filler").open("wb") as file:
         for start in range(0, size, len(noise)):
@@ -127,7 +121,10 @@ def set_up(folder: Path, like: str, new_layers: int | None) -> dict[str, float]:
 
 
 def in_child(*arguments: object) -> dict[str, float]:
-    """Run this file in a process of its own and return what it prints last."""
+    """Run this file in a process of its own and return what it prints last.
+
+    A process inherits its parent's peak memory on some systems, so the parent never imports torch.
+    """
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -206,7 +203,7 @@ def run_all(given: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line; be the parent, or with ``--in`` one of its children."""
     parser = argparse.ArgumentParser(description="Time and memory of growing.")
-    parser.add_argument("--like", default="small", help="shape, see random_checkpoint.py")
+    parser.add_argument("--like", choices=("tiny", "small", "1b", "8b"), default="small")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="compute threads of each job")
     parser.add_argument("--only", choices=JOBS, nargs="+", help="jobs to run, instead of all")

@@ -35,12 +35,13 @@ COLUMNS = (
     "\nnorm",
     "mean's\nnorm",
     "best\ncosine",
+    "by\nchance",
     "\nrows",
 )
 LEGEND = (
     "Differences and norms are relative (norms to B's); matches: rows of B that a row of A is "
-    "spread over; best cosine: of a row of A with any row of B; the FFN norm is compared with "
-    "A/4 + B/2."
+    "spread over; best cosine: of a row of A with any row of B, and of Gaussian rows by "
+    "chance; the FFN norm is compared with A/4 + B/2."
 )
 
 
@@ -62,6 +63,8 @@ class Measured:
     """The same of the plain mean."""
     best_cosine: float
     """Median over A's rows of the largest cosine with a row of B."""
+    chance_cosine: float
+    """The same of Gaussian matrices of these shapes."""
     rows: float
     """Number of rows n; a uniform plan has n effective matches."""
 
@@ -80,6 +83,11 @@ def effective_matches(plan: Tensor) -> float:
 def best_cosine(a: Tensor, b: Tensor) -> float:
     """Return the median over A's rows of the largest cosine with a row of B."""
     return float((normalize(a) @ normalize(b).T).amax(1).median())
+
+
+def noise(like: Tensor, seed: int) -> Tensor:
+    """Return a Gaussian matrix of the same shape."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def plan_of(a: Tensor, b: Tensor, options: Options) -> Tensor:
@@ -132,6 +140,7 @@ def measure(base: Base, below_index: int, above_index: int) -> Iterator[tuple[st
                 float(full[name].norm() / b.norm()),
                 float(mean.norm() / b.norm()),
                 best_cosine(a, b) if name in spread else nan,
+                best_cosine(noise(a, 0), noise(b, 1)) if name in spread else nan,
                 len(b),
             ),
         )

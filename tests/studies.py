@@ -106,6 +106,8 @@ def eval_record(model: str, loss: float, tasks: Sequence[str], seed: int) -> Eva
         tasks=scored,
         seed=0,
         device="cpu",
+        dtype="float32",
+        sequence_length=LENGTH,
         batch_size=8,
         wall_seconds=8.0,
         versions=VERSIONS,

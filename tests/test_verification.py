@@ -21,6 +21,7 @@ def test_what_grow_writes_passes(any_family, tmp_path, method):
     deepen.grow(any_family, tmp_path / "grown", method=method)
     record = deepen.verify(any_family, tmp_path / "grown")
     assert record.passed, record
+    assert verification.VerifyRecord.model_validate_json(record.model_dump_json()) == record
     assert record.tokens == 256
     if method in ("opt-deus", "llama-pro"):
         assert record.max_abs_logit_difference == 0.0

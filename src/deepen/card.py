@@ -61,8 +61,9 @@ def model_card(base: Path, record: GrowRecord) -> str:
     step = record.step
     hub_id = step.base.name if step.base.revision else None
     inherited = {}
-    if (base / "README.md").is_file():
-        front = ModelCard.load(base / "README.md", ignore_metadata_errors=True).data.to_dict()
+    card = base / "README.md"
+    if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        front = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
         fields = ("license", "license_name", "license_link", "language")
         inherited = {field: front[field] for field in fields if field in front}
     data = ModelCardData(

@@ -20,7 +20,7 @@ from deepen.methods.base import Method
 from deepen.methods.base import Progress as Report
 from deepen.planning import PlanRecord
 from deepen.records import GrowRecord, Step
-from deepen.results import EvalRecord, StudySummary, TrainRecord
+from deepen.results import ArmRecord, EvalRecord, StudySummary, TrainRecord
 from deepen.verification import VerifyRecord
 
 
@@ -205,6 +205,40 @@ def study(summary: StudySummary) -> Table:
         )
         mean = f"{difference.mean:+.4f}"
         table.add_row(difference.arm, difference.score, mean, interval, str(difference.seeds))
+    return table
+
+
+def arms(records: list[ArmRecord]) -> Table:
+    """Show every arm of a study with one line for each seed."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("arm")
+    columns = (
+        "parameters",
+        "trained",
+        "perplexity before",
+        "after",
+        "tuned",
+        "accuracy",
+        "seconds",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for record in records:
+        stages = (record.before, record.after, record.after_fine_tuning)
+        perplexities = [
+            f"{stage.texts[0].token_perplexity:.3f}" if stage and stage.texts else "–"
+            for stage in stages
+        ]
+        last = record.after_fine_tuning or record.after
+        accuracy = f"{last.tasks[0].value:.3f}" if last.tasks else "–"
+        table.add_row(
+            record.arm + (f", seed {record.seed}" if record.seed else ""),
+            f"{record.train.parameters:,}",
+            f"{record.train.trainable_parameters:,}",
+            *perplexities,
+            accuracy,
+            f"{record.train.wall_seconds:.0f}",
+        )
     return table
 
 

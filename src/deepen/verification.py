@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from pydantic import computed_field
+from pydantic import ConfigDict, computed_field
 from torch import Tensor
 
 from deepen import device as devices
@@ -39,6 +39,9 @@ class Check(Record):
 
 class VerifyRecord(Record):
     """What ``verify`` found."""
+
+    # Its JSON holds ``passed``, which is computed, and must read back.
+    model_config = ConfigDict(extra="ignore")
 
     base: str
     """Name of the base."""

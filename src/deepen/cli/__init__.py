@@ -4,6 +4,7 @@ Bad input ends with one sentence and exit code 2; a verification that fails, or 
 with exit code 1. torch and transformers are imported by the subcommands that need them.
 """
 
+import os
 import sys
 
 import typer
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Instead of ``sys.argv[1:]``.
     """
+    # Before torch is loaded: threads that wait by spinning make small tensors many times slower on
+    # cores that are shared with anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=arguments)
     except DeepenError as error:

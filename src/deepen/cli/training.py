@@ -157,10 +157,10 @@ def report(
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to keep the models.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A miniature, in seconds.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Where to keep everything.")] = Path("runs/demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="A first look, in 3 minutes.")] = False,
 ) -> None:
     """Train a small base on this machine's own Python sources, grow it by every method, compare."""
     from deepen.demo.run import demo as run
 
-    run(folder, quick=quick)
+    run(folder, "fast" if fast else "full")

@@ -1,14 +1,8 @@
-"""The whole path in a few minutes, offline: train a small base, grow it by every method, compare.
-
-In the order of the path:
+"""The paper's whole experiment in miniature, offline: a base, every method, one budget, a report.
 
 - ``recipe``: all numbers
 - ``corpus``: the Python sources of this machine, as text
-- ``tokens``: a tokenizer of their own, and packed sequences
-- ``training``: a plain training loop, and perplexity
-- ``base``: the base checkpoint, trained once and kept
-- ``contest``: one contestant: grown, verified, scored, trained on, scored again
-- ``results``: what is recorded, and the table made of it
-- ``display``: progress bars
+- ``questions``: fine-tuning rows and a multiple-choice task, made of the same text
+- ``material``: the files that the stages read: texts, task, tokenizer, an untrained model
 - ``run``: all of it
 """

@@ -1,11 +1,10 @@
-"""All numbers of the demo: one recipe for ``deepen demo``, and a miniature of it."""
+"""All numbers of the demo: the whole of it, a first look, and a miniature for tests."""
+
+from typing import Any
 
 from pydantic import Field
 
 from deepen.records import Record
-
-REVISION = 1
-"""Part of the cache key: raise it whenever the code changes what base a recipe makes."""
 
 
 class Budget(Record):
@@ -16,29 +15,11 @@ class Budget(Record):
     sequences: int = Field(ge=1)
     """Sequences in one step."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(ge=0)
-    """Steps over which the rate rises from zero, linearly."""
-    decay_steps: int = Field(ge=0)
-    """Last steps, over which the rate falls to zero, linearly; between the two it is constant."""
-    embedding_factor: float = Field(default=1.0, gt=0)
-    """Multiple of the rate at which the embeddings train. They start small, and with a tied head a
-    model of this size leaves the plateau of word frequencies only as fast as they grow."""
-
-    @property
-    def total_sequences(self) -> int:
-        """Number of sequences that the whole budget consumes."""
-        return self.steps * self.sequences
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        rising = (step + 1) / (self.warmup_steps + 1)
-        falling = (self.steps - step) / (self.decay_steps + 1)
-        return self.learning_rate * min(1.0, rising, falling)
+    """Peak learning rate."""
 
 
-class BaseRecipe(Record):
-    """Everything that determines the base, apart from the corpus and the software."""
+class DemoRecipe(Record):
+    """The whole demo."""
 
     file_share: float = Field(gt=0, le=1)
     """Share of the machine's Python sources that is used."""
@@ -46,84 +27,88 @@ class BaseRecipe(Record):
     """Share of those files that nothing is ever trained on."""
     vocabulary: int = Field(ge=257)
     """Size of the tokenizer: 256 bytes, the end of a document, and merges."""
-    sequence_tokens: int = Field(ge=2)
-    """Length of a training sequence."""
+    sequence_length: int = Field(ge=2)
+    """Tokens in a training sequence."""
     hidden: int
     """Width of the residual stream."""
     ffn: int
     """Width of the FFN."""
     blocks: int
-    """Depth."""
+    """Depth of the base."""
     heads: int
     """Query heads."""
     key_value_heads: int
     """KV heads; several query heads share one."""
-    initial_deviation: float = Field(gt=0)
-    """Standard deviation of the initial weights."""
-    budget: Budget
-    """How it is trained."""
-    seed: int = 0
-    """Seed of the initial weights and of the data order."""
-
-
-class Recipe(Record):
-    """The whole demo."""
-
-    base: BaseRecipe
-    """The model to grow."""
+    embedding_scale: float = 2.5
+    """Factor on the embeddings' initial deviation of 0.02."""
+    base: Budget
+    """Training of the base, from random weights."""
     new_layers: int
     """Blocks that every method adds."""
     continued: Budget
-    """What every grown model, and the base itself, is trained on for; the same data for all."""
-    scored_sequences: int
-    """Held-out sequences that perplexity is measured on."""
-    threads: int | None = None
-    """CPU threads; by default as many as torch takes."""
+    """Continual pre-training of every arm."""
+    fine_tuning: Budget
+    """Fine-tuning of every arm."""
+    scored_tokens: int
+    """Held-out tokens that perplexity is measured on."""
+    questions: int
+    """Questions of the multiple-choice task, as far as there are functions to ask for."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the study."""
+    arms: tuple[Any, ...] = (
+        "base",
+        "opt-deus",
+        {"method": "opt-deus", "options": {"fidelity": "published"}},
+        "avg-deus",
+        "solar",
+        "llama-pro",
+        "lesa",
+    )
+    """Arms of the study."""
 
 
-FULL = Recipe(
-    base=BaseRecipe(
-        file_share=1.0,
-        held_out_share=0.05,
-        vocabulary=2048,
-        sequence_tokens=256,
-        hidden=160,
-        ffn=432,
-        blocks=8,
-        heads=4,
-        key_value_heads=2,
-        initial_deviation=0.02,
-        budget=Budget(steps=500, sequences=8, learning_rate=4e-3, warmup_steps=40, decay_steps=400),
-    ),
+FULL = DemoRecipe(
+    file_share=1.0,
+    held_out_share=0.05,
+    vocabulary=2048,
+    sequence_length=256,
+    hidden=160,
+    ffn=432,
+    blocks=8,
+    heads=4,
+    key_value_heads=2,
+    base=Budget(steps=1000, sequences=4, learning_rate=1e-3),
     new_layers=4,
-    continued=Budget(steps=200, sequences=4, learning_rate=1e-3, warmup_steps=10, decay_steps=0),
-    scored_sequences=128,
+    continued=Budget(steps=150, sequences=4, learning_rate=1e-3),
+    fine_tuning=Budget(steps=40, sequences=16, learning_rate=3e-4),
+    scored_tokens=32_768,
+    questions=200,
 )
 
-QUICK = Recipe(
-    base=BaseRecipe(
-        file_share=0.1,
-        held_out_share=0.2,
-        vocabulary=512,
-        sequence_tokens=64,
-        hidden=32,
-        ffn=64,
-        blocks=6,
-        heads=4,
-        key_value_heads=2,
-        initial_deviation=0.02,
-        budget=Budget(
-            steps=150,
-            sequences=8,
-            learning_rate=3e-3,
-            warmup_steps=5,
-            decay_steps=145,
-            embedding_factor=10.0,
-        ),
-    ),
+FAST = FULL.model_copy(
+    update={
+        "base": Budget(steps=150, sequences=4, learning_rate=1e-3),
+        "continued": Budget(steps=30, sequences=4, learning_rate=1e-3),
+        "fine_tuning": Budget(steps=10, sequences=16, learning_rate=3e-4),
+        "scored_tokens": 8_192,
+        "questions": 40,
+    }
+)
+
+TINY = DemoRecipe(
+    file_share=0.1,
+    held_out_share=0.2,
+    vocabulary=512,
+    sequence_length=64,
+    hidden=32,
+    ffn=64,
+    blocks=6,
+    heads=4,
+    key_value_heads=2,
+    base=Budget(steps=40, sequences=8, learning_rate=1e-2),
     new_layers=2,
-    continued=Budget(steps=30, sequences=8, learning_rate=1e-3, warmup_steps=5, decay_steps=0),
-    scored_sequences=64,
-    # So small a model is fastest on one, and waits for others wherever the machine is busy.
-    threads=1,
+    continued=Budget(steps=6, sequences=8, learning_rate=2e-3),
+    fine_tuning=Budget(steps=3, sequences=4, learning_rate=1e-3),
+    scored_tokens=1_024,
+    questions=8,
 )

@@ -1,136 +1,126 @@
-"""The demo from beginning to end."""
+"""The demo from beginning to end, on the same stages as any study."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-import torch
 from rich.console import Console
 
-from deepen import methods
-from deepen.demo.base import BaseRecord, base_tokens, cached_base
-from deepen.demo.comparison import Setting, compare_base, compare_method
+from deepen import printing
+from deepen.comparison.run import compare, read_records
+from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
-from deepen.demo.display import progress_bar, quiet_transformers
-from deepen.demo.recipe import FULL, QUICK, Recipe
-from deepen.demo.results import DemoResults, DemoRow, table
-from deepen.demo.tokens import bytes_per_token, load_tokenizer
-from deepen.methods.base import Progress
-from deepen.records import versions
+from deepen.demo.material import Material, prepare
+from deepen.demo.questions import TASK
+from deepen.demo.recipe import FAST, FULL, TINY, Budget, DemoRecipe
+from deepen.quiet import quiet_transformers
+from deepen.report import report
+from deepen.results import ArmRecord, TrainRecord
+from deepen.training.recipe import Recipe
+from deepen.training.run import train
 
-RESULTS = "results.json"
+Size = Literal["full", "fast", "tiny"]
+_RECIPES = {"full": FULL, "fast": FAST, "tiny": TINY}
 
 
-def demo(folder: Path, quick: bool = False, console: Console | None = None) -> list[DemoRow]:
-    """Train a small base, grow it by every method, train each on, print one table.
+def demo(folder: Path, size: Size = "full", console: Console | None = None) -> list[ArmRecord]:
+    """Train a small base, grow it by every method, train every arm alike, score, report.
 
-    Everything lies in ``folder`` afterwards: the base, the grown and the trained checkpoints, and
-    ``results.json``. A second run in the same folder takes the base from there.
+    Everything lies in ``folder`` afterwards. A second run finds the base, and a run that was
+    killed goes on where it was.
 
     Args:
         folder: Where to work.
-        quick: Run a miniature of the same path, in seconds.
+        size: The whole demo, a first look, or a miniature for tests.
         console: Where to print; by default the terminal.
 
     Returns:
-        The rows of the table.
+        The study's records.
 
     Raises:
-        DeepenError: The machine has no Python sources, or something else lies in the folder.
+        DeepenError: The machine has no Python sources.
     """
-    console, recipe = console or Console(), QUICK if quick else FULL
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers(), _threads(recipe.threads), progress_bar(console) as progress:
-        results = _run(folder, recipe, console, progress)
-    (folder / RESULTS).write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _conclude(folder, results, console)
-    return results.rows
+    console, recipe, started = console or Console(), _RECIPES[size], time.perf_counter()
 
+    def tell(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False)
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Compute with that many CPU threads, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _run(folder: Path, recipe: Recipe, console: Console, progress: Progress) -> DemoResults:
-    """Do all the work, telling of each part as it is finished."""
-    started = time.perf_counter()
-    progress("reading the standard library", 0.0)
-    corpus = read_corpus(recipe.base.file_share, recipe.base.held_out_share)
-    base, cached = cached_base(folder, recipe.base, corpus, progress)
-    console.print(_told_base(base, cached))
-    tokenizer = load_tokenizer(folder / "base")
-    setting = Setting(
-        folder=folder,
-        recipe=recipe,
-        tokens=base_tokens(folder / "base", recipe.base, corpus),
-        token_bytes=bytes_per_token(tokenizer),
-        tokenizer=tokenizer,
-        progress=progress,
-    )
-    rows = compare_base(setting)
-    console.print(_told(rows[-1]))
-    for method in methods.names():
-        rows.append(compare_method(setting, method))
-        console.print(_told(rows[-1]))
-    return DemoResults(
-        recipe=recipe,
-        base=base,
-        base_was_cached=cached,
-        rows=rows,
-        threads=torch.get_num_threads(),
-        versions=versions(),
-        wall_seconds=time.perf_counter() - started,
-    )
-
-
-def _told_base(base: BaseRecord, cached: bool) -> str:
-    """Tell how the base came about."""
-    training = base.training
-    how = "found, trained by an earlier run" if cached else "trained"
-    return (
-        f"base: {how} for {training.wall_seconds:.0f} s on {training.tokens:,} tokens of "
-        f"{base.training_characters / 1e6:.1f} million characters of Python"
-    )
-
-
-def _told(row: DemoRow) -> str:
-    """Tell of a finished row."""
-    assert row.after is not None
-    change = f"perplexity {row.before.perplexity:.2f} → {row.after.perplexity:.2f}"
-    if row.grow_seconds is None:
-        return f"{row.name}: {change}"
-    return f"{row.name}: grown in {row.grow_seconds:.1f} s, verified, {change}"
-
-
-def _conclude(folder: Path, results: DemoResults, console: Console) -> None:
-    """Print the table, how to read it, and what to try next."""
-    budget = results.rows[1].training
-    assert budget is not None
+    with quiet_transformers(), printing.progress_bar() as progress:
+        corpus = read_corpus(recipe.file_share, recipe.held_out_share)
+        material = prepare(folder / "material", recipe, corpus, progress)
+        base = train(_base_recipe(recipe, material, folder), "cpt", progress=progress)
+        tell(_told_base(base, corpus.characters))
+        study = _study(recipe, material, folder)
+        compare(study, progress=progress, tell=tell)
+        page = report(study.output)
+    records = read_records(Path(study.output))
     console.print()
-    console.print(table(results.rows))
-    console.print(
-        f"\nPerplexity per token on {results.rows[0].before.tokens:,} tokens of held-out files. "
-        f"Every model but the first was trained on the same {budget.tokens:,} tokens in the same "
-        f"order; seconds are those of that training. The whole run took "
-        f"{results.wall_seconds:.0f} s.",
-        highlight=False,
+    console.print(printing.arms(records))
+    questions = records[0].after.tasks[0].samples
+    tell(
+        f"Perplexity on held-out files; accuracy in {questions} questions which docstring "
+        f"belongs to a function (chance is 0.25). Every arm was trained on the same tokens in the "
+        f"same order. This run took {time.perf_counter() - started:.0f} s."
     )
-    notes = [f"{row.name}: {note}" for row in results.rows for note in row.notes]
-    last = [
-        *notes,
-        "",
-        f"Checkpoints: {folder}/base, {folder}/grown/*, {folder}/trained/*",
-        "Try next:",
-        f"  deepen inspect {folder}/grown/opt-deus",
-        f"  deepen verify {folder}/base {folder}/grown/opt-deus",
-    ]
-    for line in last:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    tell(f"\nReport: {page}\nTry next:\n  deepen plan {folder}/base/model\n  deepen methods")
+    return records
+
+
+def _section(budget: Budget, **more: object) -> dict[str, object]:
+    """Return the ``training`` section of a recipe."""
+    return {
+        "max_steps": budget.steps,
+        "batch_size": budget.sequences,
+        "learning_rate": budget.learning_rate,
+        "report_to": "none",
+        **more,
+    }
+
+
+def _base_recipe(recipe: DemoRecipe, material: Material, folder: Path) -> Recipe:
+    """Return what the base is trained with, from random weights."""
+    return Recipe.model_validate(
+        {
+            "model": str(material.untrained),
+            "data": {"path": str(material.training), "sequence_length": recipe.sequence_length},
+            "training": _section(recipe.base, trains="everything", log_every=20),
+            "seed": 1000,  # of no arm, so that arms do not begin with the same sequences
+            "output": str(folder / "base"),
+        }
+    )
+
+
+def _study(recipe: DemoRecipe, material: Material, folder: Path) -> Study:
+    """Return the study: every method and the un-grown base, on one budget."""
+    length = recipe.sequence_length
+    return Study.model_validate(
+        {
+            "base": str(folder / "base" / "model"),
+            "arms": recipe.arms,
+            "new_layers": recipe.new_layers,
+            "seeds": recipe.seeds,
+            "data": {"path": str(material.training), "sequence_length": length},
+            "training": _section(recipe.continued),
+            "fine_tuning": {
+                "data": {"path": str(material.rows), "sequence_length": length},
+                "training": _section(recipe.fine_tuning),
+            },
+            "evaluation": {
+                "perplexity": str(material.held_out),
+                "max_tokens": recipe.scored_tokens,
+                "tasks": [TASK],
+                "task_folders": [str(material.tasks)],
+            },
+            "output": str(folder / "study"),
+        }
+    )
+
+
+def _told_base(base: TrainRecord, characters: int) -> str:
+    """Tell how the base came about."""
+    loss = base.curve[-1].loss_nats_per_token
+    return (
+        f"base: {base.parameters:,} parameters, trained for {base.wall_seconds:.0f} s on "
+        f"{base.tokens:,} tokens of {characters / 1e6:.1f} million characters of Python, "
+        f"loss {loss:.3f}"
+    )

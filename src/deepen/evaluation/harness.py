@@ -7,12 +7,12 @@ own; these are some 14,000 files, and are read only if a name is not found befor
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
 import random
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -244,12 +244,18 @@ def _without_paths(value: Any) -> Any:  # noqa: ANN401 (a tree of JSON values)
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """Keep the harness's notes off the log and stdout, and its hands off everybody's generators."""
+    """Keep the harness's notes off the terminal, and its hands off everybody's generators."""
     logger = logging.getLogger("lm_eval")
     level, python, arrays = logger.level, random.getstate(), np.random.get_state()
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng():
+        # There is no switch for all of its bars. What goes wrong is raised, not printed.
+        quiet = io.StringIO()
+        with (
+            contextlib.redirect_stdout(quiet),
+            contextlib.redirect_stderr(quiet),
+            torch.random.fork_rng(),
+        ):
             yield
     finally:
         logger.setLevel(level)

@@ -1,0 +1,79 @@
+"""The study file: short forms, labels, mistakes."""
+
+import pytest
+import yaml
+
+from deepen.comparison.study import Study, checked, difference, load_study
+from deepen.errors import DeepenError
+
+SMALLEST = """
+base: ./base
+arms: [base, opt-deus, {method: opt-deus, options: {fidelity: published}}, solar]
+new_layers: 8
+seeds: [0, 1, 2]
+data: {path: corpus.txt, sequence_length: 2048}
+training: {max_steps: 100, batch_size: 8, learning_rate: 1.0e-3}
+evaluation: {perplexity: held_out.txt}
+output: runs/study
+"""
+
+
+def study(**changes) -> Study:
+    return checked(Study.model_validate(yaml.safe_load(SMALLEST) | changes))
+
+
+def test_the_smallest_study_of_the_docs(tmp_path):
+    (tmp_path / "study.yaml").write_text(SMALLEST)
+    loaded = load_study(tmp_path / "study.yaml", ["training.max_steps=5"])
+    names = [arm.name for arm in loaded.all_arms]
+    assert names == ["base", "opt-deus", "opt-deus (fidelity=published)", "solar"]
+    assert loaded.training.max_steps == 5
+
+
+def test_the_base_is_always_an_arm_and_trains_everything():
+    made = study(arms=["llama-pro"])
+    assert [arm.name for arm in made.all_arms] == ["base", "llama-pro"]
+    base, grown = (made.recipe(arm, 3, "cpt", "m", "o") for arm in made.all_arms)
+    assert base.training.trains == "everything"
+    assert grown.training.trains == "auto"
+    assert base.data == grown.data, "arms must read the same tokens"
+    assert base.seed == grown.seed == 3
+
+
+def test_an_arm_s_own_settings_win():
+    arms = ["opt-deus", {"method": "opt-deus", "training": {"learning_rate": 1e-4}}]
+    made = study(arms=arms)
+    rates = [made.recipe(arm, 0, "cpt", "m", "o").training.learning_rate for arm in made.all_arms]
+    assert rates == [1e-3, 1e-3, 1e-4]
+    assert made.all_arms[2].name == "opt-deus (learning_rate=0.0001)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"arms": ["opt-deuz"]}, "Unknown method 'opt-deuz'; did you mean 'opt-deus'"),
+        ({"arms": [{"method": "lesa", "options": {"epoch": 2}}]}, "did you mean 'epochs'"),
+        ({"arms": ["solar", "solar"]}, "Two arms of the study are called 'solar'"),
+        ({"seeds": [0, 0]}, "names a seed twice"),
+        ({"arms": [{"method": "solar", "training": {"learning_rat": 1}}]}, "learning_rate"),
+    ],
+)
+def test_mistakes_are_one_sentence(changes, sentence):
+    with pytest.raises(DeepenError, match=sentence):
+        study(**changes)
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    (tmp_path / "study.yaml").write_text(SMALLEST.replace("seeds:", "seed:"))
+    with pytest.raises(DeepenError, match="seeds"):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_what_two_studies_do_not_share():
+    first = study().model_dump(mode="json")
+    more = study(seeds=[0, 1, 2, 3], arms=["base", "opt-deus", "lesa"]).model_dump(mode="json")
+    assert difference(first, more) is None
+    other = study(training={"max_steps": 9}).model_dump(mode="json")
+    assert difference(first, other) == "training.batch_size"
+    relabelled = [{"method": "opt-deus", "label": "solar"}]
+    assert difference(first, study(arms=relabelled).model_dump(mode="json")) == "arms (solar)"

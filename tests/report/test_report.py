@@ -1,0 +1,87 @@
+"""The report is a pure function of the records, and needs nothing but itself."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+import studies
+from deepen.errors import DeepenError
+from deepen.report import report
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.text, self.open = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag in ("script", "link", "img", "iframe", "object"):
+            self.fetched.append((tag, given))
+        if tag not in ("meta", "br", "img", "link", "hr", "input", "col", "wbr"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report of three seeds; the folder, the page, its text, and the records."""
+    records, summary = studies.study()
+    folder = studies.write(tmp_path_factory.mktemp("study"), records, summary)
+    html = report(folder).read_text(encoding="utf-8")
+    page = Page()
+    page.feed(html)
+    return folder, html, page, records, summary
+
+
+def test_the_page_is_whole_and_fetches_nothing(written):
+    _, html, page, *_ = written
+    assert page.open == []
+    assert not page.fetched
+    assert not re.findall(r"url\(|@import|https?://(?!www\.w3\.org)", html)
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme" in html
+
+
+def test_every_arm_and_its_scores_are_told(written):
+    folder, _, page, records, summary = written
+    text = " ".join(page.text)
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    for arm in summary.arms:
+        assert arm in text
+        assert arm in markdown
+        losses = [r.after.texts[0].loss_nats_per_token for r in records if r.arm == arm]
+        assert f"{sum(losses) / len(losses):.4f}" in text
+    assert all(version in text for version in studies.VERSIONS.values())
+
+
+def test_same_records_same_bytes(written, tmp_path):
+    _, html, _, records, summary = written
+    folder = studies.write(tmp_path, records, summary)
+    assert report(folder).read_text(encoding="utf-8") == html
+
+
+def test_a_study_of_one_seed_says_that_it_shows_little(tmp_path):
+    folder = studies.write(tmp_path, *studies.study(seeds=(0,)))
+    assert "One seed only" in report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("missing", ["records.jsonl", "summary.json"])
+def test_a_folder_without_a_study_is_refused(tmp_path, missing):
+    folder = studies.write(tmp_path, *studies.study(seeds=(0,)))
+    (folder / missing).unlink()
+    with pytest.raises(DeepenError):
+        report(folder)
+    assert not (folder / "report.html").exists()
