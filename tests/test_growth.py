@@ -146,6 +146,16 @@ def test_growing_twice_adds_up(llama, tmp_path):
     assert deepen.verify(tmp_path / "once", tmp_path / "twice").passed
 
 
+def test_growing_an_untrained_growth_again_keeps_the_size_of_its_features(llama, tmp_path):
+    """A parent with zero output projections has nothing to match there."""
+    deepen.grow(llama, tmp_path / "once")  # 0 1 2 [3] 4 [5] 6 [7] 8
+    deepen.grow(tmp_path / "once", tmp_path / "twice", placement="after:3")
+    tensors = load_file(tmp_path / "twice/model.safetensors")
+    for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+        new, parent = (tensors[f"model.layers.{i}.{name}"].float().norm() for i in (4, 5))
+        assert new > 0.5 * parent
+
+
 KILLED = """
 import os, signal, sys, deepen
 def progress(stage, share):

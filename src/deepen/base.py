@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepen.anatomy import FAMILIES, Anatomy, Family, dissect
-from deepen.checkpoint import Source
+from deepen.checkpoint import Source, is_finite
 from deepen.errors import DeepenError
 from deepen.hub import open_model
 
@@ -29,7 +29,7 @@ class LazyBlock(Mapping[str, Tensor]):
         """
         name = self._anatomy.family.name(self._index, suffix)
         tensor = self._source.load(name)
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise DeepenError(
                 f"Source block {self._index} holds NaN or Inf in tensor {name!r}; "
                 f"new blocks made from it would be broken, so give it a sound checkpoint."

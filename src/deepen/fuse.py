@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deepen.base import Base
-from deepen.checkpoint import DTYPES, TensorInfo
+from deepen.checkpoint import DTYPES, TensorInfo, is_finite
 from deepen.errors import DeepenError
 from deepen.methods.base import Method, Options, Progress, silent
 from deepen.plans import Insert, Keep, Plan
@@ -123,7 +123,7 @@ def new_block(growth: Growth, insert: Insert, state: object) -> Iterator[tuple[s
             raise DeepenError(
                 f"{who} made {suffix!r} {where} of shape {tuple(stored.shape)}, not {info.shape}."
             )
-        if not torch.isfinite(stored).all():
+        if not is_finite(stored):
             raise DeepenError(
                 f"{who} made NaN or Inf in {suffix!r} {where}: the weights are too large for "
                 f"{info.dtype}, or too extreme for its options."

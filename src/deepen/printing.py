@@ -20,8 +20,7 @@ from deepen.methods.base import Method
 from deepen.methods.base import Progress as Report
 from deepen.planning import PlanRecord
 from deepen.records import GrowRecord, Step
-from deepen.results import ArmRecord, EvalRecord, StudySummary, TrainRecord
-from deepen.verification import VerifyRecord
+from deepen.results import ArmRecord, EvalRecord, StudySummary, TrainRecord, VerifyRecord
 
 
 @contextmanager
@@ -208,6 +207,15 @@ def study(summary: StudySummary) -> Table:
     return table
 
 
+def _start(record: ArmRecord) -> str:
+    """Say what verification found of a grown model's function."""
+    found = record.verification
+    if found is None or found.kl_nats_per_token is None:
+        return "–"
+    same = found.max_abs_logit_difference == 0
+    return "= base" if same else f"KL {found.kl_nats_per_token:.3f}"
+
+
 def arms(records: list[ArmRecord]) -> Table:
     """Show every arm of a study with one line for each seed."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -235,6 +243,7 @@ def arms(records: list[ArmRecord]) -> Table:
             record.arm + (f", seed {record.seed}" if record.seed else ""),
             f"{record.train.parameters:,}",
             f"{record.train.trainable_parameters:,}",
+            _start(record),
             *perplexities,
             accuracy,
             f"{record.train.wall_seconds:.0f}",

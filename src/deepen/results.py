@@ -1,8 +1,49 @@
-"""Schemas of what training, evaluation and studies write; the report reads nothing else."""
+"""Schemas of what verification, training, evaluation and studies write."""
 
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field, computed_field
+
 from deepen.records import GrowRecord, Record
+
+
+class Check(Record):
+    """One thing that was looked at."""
+
+    name: str
+    """What was looked at."""
+    passed: bool
+    """Whether it is as claimed."""
+    detail: str
+    """What was found, with counts."""
+
+
+class VerifyRecord(Record):
+    """What ``verify`` found."""
+
+    # Its JSON holds ``passed``, which is computed, and must read back.
+    model_config = ConfigDict(extra="ignore")
+
+    base: str
+    """Name of the base."""
+    grown: str
+    """Name of the grown model."""
+    methods: list[str]
+    """Methods of the growths that lead from the one to the other."""
+    checks: list[Check]
+    """In the order in which they were made; the ones that need a sound structure come last."""
+    tokens: int = 0
+    """Number of tokens that both models were run on."""
+    max_abs_logit_difference: float | None = None
+    """Largest difference of the two models' logits; ``None`` if they could not be run."""
+    kl_nats_per_token: float | None = None
+    """Mean over tokens of KL(base ‖ grown); ``None`` if they could not be run."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
 
 
 class LossPoint(Record):
@@ -168,6 +209,8 @@ class ArmRecord(Record):
     """Seed of growth, data order and training."""
     grow: GrowRecord | None
     """How it was grown; ``None`` for the base."""
+    verification: VerifyRecord | None = None
+    """Proof that it is what it claims; ``None`` for the base."""
     before: EvalRecord
     """Scores before training."""
     train: TrainRecord
@@ -209,6 +252,8 @@ class StudySummary(Record):
     seeds: list[int]
     """Seeds of the study."""
     differences: list[PairedDifference]
-    """Every arm against the base, and every arm against every later one."""
+    """Every arm against the base, and every arm against every later one, after training."""
+    fine_tuned_differences: list[PairedDifference] = Field(default_factory=list)
+    """The same after fine-tuning, where the study has it."""
     versions: dict[str, str]
     """Software."""

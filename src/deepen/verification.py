@@ -10,59 +10,20 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict, computed_field
 from torch import Tensor
 
 from deepen import device as devices
 from deepen import forward
 from deepen.anatomy.config import grown_config
 from deepen.base import Base, open_base
-from deepen.checkpoint import FolderSource, Source, as_bytes
+from deepen.checkpoint import FolderSource, Source, as_bytes, is_finite
 from deepen.errors import DeepenError
 from deepen.fuse import layout
 from deepen.methods.base import Progress, silent
 from deepen.passage import PASSAGE
 from deepen.plans import Insert, Keep, Plan
-from deepen.records import FIELD, Lineage, Record, Step, read_lineage
-
-
-class Check(Record):
-    """One thing that was looked at."""
-
-    name: str
-    """What was looked at."""
-    passed: bool
-    """Whether it is as claimed."""
-    detail: str
-    """What was found, with counts."""
-
-
-class VerifyRecord(Record):
-    """What ``verify`` found."""
-
-    # Its JSON holds ``passed``, which is computed, and must read back.
-    model_config = ConfigDict(extra="ignore")
-
-    base: str
-    """Name of the base."""
-    grown: str
-    """Name of the grown model."""
-    methods: list[str]
-    """Methods of the growths that lead from the one to the other."""
-    checks: list[Check]
-    """In the order in which they were made; the ones that need a sound structure come last."""
-    tokens: int = 0
-    """Number of tokens that both models were run on."""
-    max_abs_logit_difference: float | None = None
-    """Largest difference of the two models' logits; ``None`` if they could not be run."""
-    kl_nats_per_token: float | None = None
-    """Mean over tokens of KL(base ‖ grown); ``None`` if they could not be run."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+from deepen.records import FIELD, Lineage, Step, read_lineage
+from deepen.results import Check, VerifyRecord
 
 
 def verify(
@@ -259,7 +220,7 @@ def _check_new(base: Base, grown: Source, plan: Plan, promised: bool) -> Check:
         for suffix, spec in base.anatomy.block.items():
             name = base.family.name(index, suffix)
             tensor = grown.load(name)
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 problems.append(f"{name} holds NaN or Inf")
             if promised and spec.writes_residual:
                 silenced += 1

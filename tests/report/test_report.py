@@ -78,6 +78,18 @@ def test_a_study_of_one_seed_says_that_it_shows_little(tmp_path):
     assert "One seed only" in report(folder).read_text(encoding="utf-8")
 
 
+def test_scores_after_fine_tuning_have_a_table_of_their_own(tmp_path):
+    records, summary = studies.study(seeds=(0, 1))
+    assert "After fine-tuning" not in report(studies.write(tmp_path, records, summary)).read_text()
+    tuned = [
+        r.model_copy(update={"fine_tuning": r.train, "after_fine_tuning": r.before})
+        for r in records
+    ]
+    html = report(studies.write(tmp_path, tuned, summary)).read_text(encoding="utf-8")
+    assert "After fine-tuning" in html
+    assert "After fine-tuning" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("missing", ["records.jsonl", "summary.json"])
 def test_a_folder_without_a_study_is_refused(tmp_path, missing):
     folder = studies.write(tmp_path, *studies.study(seeds=(0,)))

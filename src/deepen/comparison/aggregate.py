@@ -117,6 +117,18 @@ def of_arm(records: Iterable[ArmRecord], arm: str) -> list[ArmRecord]:
     return sorted((r for r in records if r.arm == arm), key=lambda record: record.seed)
 
 
+def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
+    """Return the records with the scores after fine-tuning in the place of those after training.
+
+    Records without fine-tuning are left out.
+    """
+    return [
+        record.model_copy(update={"after": record.after_fine_tuning})
+        for record in records
+        if record.after_fine_tuning is not None
+    ]
+
+
 def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[PairedDifference]:
     """Compare every arm with the base, and every arm with every later one, in every score.
 

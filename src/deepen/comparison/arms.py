@@ -1,4 +1,4 @@
-"""One arm with one seed: grow, score, train, score, fine-tune, score."""
+"""One arm with one seed: grow, verify, score, train, score, fine-tune, score."""
 
 import shutil
 from pathlib import Path
@@ -9,9 +9,10 @@ from deepen.evaluation import evaluate
 from deepen.growth import grow
 from deepen.methods.base import Progress
 from deepen.records import GrowRecord
-from deepen.results import ArmRecord, EvalRecord, TrainRecord
+from deepen.results import ArmRecord, EvalRecord, TrainRecord, VerifyRecord
 from deepen.training.recipe import Stage
 from deepen.training.run import train
+from deepen.verification import verify
 
 _GROWN = "grown.json"
 
@@ -27,11 +28,13 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
 
     Raises:
         DeepenError: The base, the data, a text or a task cannot be used.
+        RuntimeError: A grown model is not what it claims.
     """
     folder = Path(study.output) / "arms" / arm.folder / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     grown = _grow(study, arm, seed, folder, progress)
     model = study.base if grown is None else folder / "grown"
+    verified = None if grown is None else _verify(study, folder, progress)
     before = _score(study.evaluation, model, seed, folder / "before.json", progress)
     trained = _train(study, arm, seed, "cpt", model, folder, progress)
     model = folder / "cpt" / "model"
@@ -47,6 +50,7 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         placement=arm.placement,
         seed=seed,
         grow=grown,
+        verification=verified,
         before=before,
         train=trained,
         after=after,
@@ -78,6 +82,15 @@ def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -
         progress=progress,
     )
     kept.write_text(record.model_dump_json(), encoding="utf-8")
+    return record
+
+
+def _verify(study: Study, folder: Path, progress: Progress) -> VerifyRecord:
+    """Prove what the arm's model claims, before anything is spent on it."""
+    record = verify(study.base, folder / "grown", progress=progress)
+    if not record.passed:
+        failed = "; ".join(f"{c.name}: {c.detail}" for c in record.checks if not c.passed)
+        raise RuntimeError(f"{folder / 'grown'} did not pass verification ({failed})")
     return record
 
 

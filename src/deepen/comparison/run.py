@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deepen.comparison.aggregate import paired_differences
+from deepen.comparison.aggregate import fine_tuned, paired_differences
 from deepen.comparison.study import Arm, Study, checked, difference
 from deepen.errors import DeepenError
 from deepen.methods.base import Progress, silent
@@ -66,6 +66,7 @@ def compare(
         arms=names,
         seeds=study.seeds,
         differences=paired_differences(records, names),
+        fine_tuned_differences=paired_differences(fine_tuned(records), names),
         versions=versions(),
     )
     _write(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
@@ -127,7 +128,8 @@ def _told(record: ArmRecord) -> str:
         for before, after in zip(record.before.texts, record.after.texts, strict=True)
     )
     found = texts or f"training loss {loss:.4f}"
-    return f"{record.arm}, seed {record.seed}: {found}, {record.train.wall_seconds:.0f} s"
+    proven = "" if record.verification is None else "verified, "
+    return f"{record.arm}, seed {record.seed}: {proven}{found}, {record.train.wall_seconds:.0f} s"
 
 
 def _run_all(

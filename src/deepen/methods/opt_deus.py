@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, zeros_like
 
@@ -33,6 +34,8 @@ from deepen.methods.base import Block, Method, between, interpolate
 from deepen.methods.base import Options as BaseOptions
 from deepen.transport import cost, sinkhorn
 
+# POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
+_WORST_MARGINALS = 1e-2
 _ALIGNED = ("query", "key", "value", "gate", "up")
 
 
@@ -74,6 +77,10 @@ def fuse(
 
 def _map(a: Tensor, b: Tensor, options: Options) -> Tensor:
     """Return the ``[n, n]`` matrix M that aligns A's rows to B's as MᵀA, for ``[n, d]`` weights."""
+    if options.fidelity == "normalised" and not (a.any() and b.any()):
+        # A new block that has not been trained yet has zero output projections: there is nothing
+        # to match, and a uniform plan would average all rows away.
+        return torch.eye(len(b), device=b.device)
     distances = cost.euclidean(a, b)
     if options.fidelity == "published":
         solved = sinkhorn.pot(distances, options.regularisation, options.max_iterations)
@@ -82,9 +89,9 @@ def _map(a: Tensor, b: Tensor, options: Options) -> Tensor:
         distances = cost.in_units_of_spread(distances)
         solved = sinkhorn.stabilised(distances, options.regularisation, options.max_iterations)
         matrix = solved.plan.mul_(len(b))
-    if not solved.converged:
+    if solved.marginal_error > _WORST_MARGINALS:
         warnings.warn(
-            f"Sinkhorn stopped before its threshold (fidelity {options.fidelity}).",
+            f"Sinkhorn found no plan that meets its marginals (fidelity {options.fidelity}).",
             sinkhorn.TransportWarning,
             stacklevel=2,
         )

@@ -42,7 +42,10 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     main = tables.main_scores(records[0].after)
     told = [score for score in main if score.metric != "token_perplexity"]
     strips = [s for score in told if (s := bars.strips(summary.differences, arms, score))]
+    tuned = Results(aggregate.fine_tuned(records), arms, summary.fine_tuned_differences)
+    complete = len(tuned.records) == len(records)
     return {
+        "tuned": tuned.together(main, "After fine-tuning") if complete else None,
         "title": _title(records, summary),
         "facts": _facts(records, summary),
         "missing": _missing(records, summary),

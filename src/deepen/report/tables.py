@@ -112,9 +112,9 @@ class Results:
         """Differences to the base with their intervals."""
         return self.table("Difference to base after training", scores, self._difference_cell)
 
-    def together(self, scores: Sequence[Score]) -> Table:
-        """After training, with the difference to the base and the score before in small print."""
-        return self.table("After training", scores, self._full_cell)
+    def together(self, scores: Sequence[Score], caption: str = "After training") -> Table:
+        """Scores with the difference to the base and the score before in small print."""
+        return self.table(caption, scores, self._full_cell)
 
     def pairs(self, scores: Sequence[Score]) -> Table:
         """Differences of all pairs of grown arms."""
