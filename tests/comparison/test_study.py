@@ -1,8 +1,11 @@
 """The study file: short forms, labels, mistakes."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+from deepen import methods
 from deepen.comparison.study import Study, checked, difference, load_study
 from deepen.errors import DeepenError
 
@@ -28,6 +31,11 @@ def test_the_smallest_study_of_the_docs(tmp_path):
     names = [arm.name for arm in loaded.all_arms]
     assert names == ["base", "opt-deus", "opt-deus (fidelity=published)", "solar"]
     assert loaded.training.max_steps == 5
+
+
+def test_the_example_is_a_study_of_all_methods():
+    arms = load_study(Path(__file__).parents[2] / "examples/study.yaml").all_arms
+    assert {arm.method for arm in arms} == {"base", *methods.names()}
 
 
 def test_the_base_is_always_an_arm_and_trains_everything():
