@@ -217,20 +217,11 @@ def _start(record: ArmRecord) -> str:
 
 
 def arms(records: list[ArmRecord]) -> Table:
-    """Show every arm of a study with one line for each seed."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    """Show every arm of a study, one line for each seed; narrow enough for 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("arm")
-    columns = (
-        "parameters",
-        "trained",
-        "perplexity before",
-        "after",
-        "tuned",
-        "accuracy",
-        "seconds",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
+    for column in ("params", "trained", "start", "before", "after", "tuned", "correct", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for record in records:
         stages = (record.before, record.after, record.after_fine_tuning)
         perplexities = [
@@ -238,14 +229,13 @@ def arms(records: list[ArmRecord]) -> Table:
             for stage in stages
         ]
         last = record.after_fine_tuning or record.after
-        accuracy = f"{last.tasks[0].value:.3f}" if last.tasks else "–"
         table.add_row(
             record.arm + (f", seed {record.seed}" if record.seed else ""),
-            f"{record.train.parameters:,}",
-            f"{record.train.trainable_parameters:,}",
+            f"{record.train.parameters / 1e6:.2f}M",
+            f"{record.train.trainable_parameters / 1e6:.2f}M",
             _start(record),
             *perplexities,
-            accuracy,
+            f"{last.tasks[0].value:.1%}" if last.tasks else "–",
             f"{record.train.wall_seconds:.0f}",
         )
     return table

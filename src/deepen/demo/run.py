@@ -58,9 +58,10 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
     console.print(printing.arms(records))
     questions = records[0].after.tasks[0].samples
     tell(
-        f"Perplexity on held-out files; accuracy in {questions} questions which docstring "
-        f"belongs to a function (chance is 0.25). Every arm was trained on the same tokens in the "
-        f"same order. This run took {time.perf_counter() - started:.0f} s."
+        f"Perplexity on held-out files before, after pre-training, and after fine-tuning (tuned); "
+        f"correct answers to {questions} questions which docstring belongs to a function (chance "
+        f"is 25 %). Every arm was trained on the same tokens in the same order; s are the seconds "
+        f"of pre-training. This run took {time.perf_counter() - started:.0f} s."
     )
     tell(f"\nReport: {page}\nTry next:\n  deepen plan {folder}/base/model\n  deepen methods")
     return records
