@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepen.anatomy import Anatomy
+from deepen.anatomy import BlockAnatomy
 from deepen.base import Base, open_base
 from deepen.methods.base import Request
 from deepen.methods.opt_deus import METHOD, Options
@@ -100,7 +100,10 @@ def plan_of(a: Tensor, b: Tensor, options: Options) -> Tensor:
 
 
 def matches(
-    below: Mapping[str, Tensor], above: Mapping[str, Tensor], anatomy: Anatomy, options: Options
+    below: Mapping[str, Tensor],
+    above: Mapping[str, Tensor],
+    anatomy: BlockAnatomy,
+    options: Options,
 ) -> dict[str, float]:
     """Return the effective matches of every aligned weight's plan, by the weight's name."""
     weights = {spec.role: n for n, spec in anatomy.block.items() if n.endswith(".weight")}
@@ -118,7 +121,7 @@ def matches(
 
 def measure(base: Base, below_index: int, above_index: int) -> Iterator[tuple[str, Measured]]:
     """Fuse two blocks both ways; yield role and measurements of every tensor that is aligned."""
-    device, anatomy = torch.device("cpu"), base.anatomy
+    device, anatomy = torch.device("cpu"), base.anatomy.blocks[0]
     below, above = base.block(below_index, device), base.block(above_index, device)
     published, normalised = Options(fidelity="published"), Options(fidelity="normalised")
     half = dict(METHOD.fuse(published, below, above, anatomy, 0.5, None))

@@ -153,10 +153,10 @@ BROKEN = {
         "asks for custom code",
     ),
     "other family": (
-        lambda f: edit_config(f, model_type="gpt2"),
-        "family 'gpt2', which deepen cannot grow yet",
+        lambda f: edit_config(f, model_type="nonesuch"),
+        "family 'nonesuch', which deepen cannot grow yet",
     ),
-    "no family": (lambda f: edit_config(f, model_type=None), "family None"),
+    "no family": (lambda f: edit_config(f, model_type=None), "names no model_type"),
     "wrong config": (lambda f: edit_config(f, num_hidden_layers="six"), "rejects config.json"),
     "deeper config": (
         lambda f: edit_config(f, num_hidden_layers=7),

@@ -28,4 +28,4 @@ def test_lineage_of_a_twice_grown_model(llama, tmp_path):
         (0, 5, None, []),
         (2, None, "llama-pro", [7]),
     ]
-    assert record.new_parameters == 2 * record.parameters_per_block
+    assert record.new_parameters == 2 * record.parameters_per_block[0]

@@ -33,7 +33,7 @@ def test_copying_stays_under_two_blocks_and_a_shard(llama, tmp_path):
     """Read whole, the base would take 4 times the allowance."""
     folder, shard_bytes = base_of(tmp_path / "large", 16), 16 * MEGABYTE
     base = open_base(folder)
-    allowed = 2 * 2 * base.parameters_per_block + shard_bytes
+    allowed = 2 * 2 * base.parameters_of(0) + shard_bytes
     assert base.source.parameters * 2 > 4 * allowed
     libraries = peak(llama, tmp_path / "a", "llama-pro", shard_bytes)
     beyond = peak(folder, tmp_path / "b", "llama-pro", shard_bytes) - libraries
@@ -46,5 +46,5 @@ def test_transport_needs_no_more_for_a_deeper_base(tmp_path):
     for depth in (4, 16):
         base = base_of(tmp_path / f"base-{depth}", depth)
         peaks[depth] = peak(base, tmp_path / f"grown-{depth}", "opt-deus", MEGABYTE)
-    per_block = 2 * open_base(tmp_path / "base-4").parameters_per_block
+    per_block = 2 * open_base(tmp_path / "base-4").parameters_of(0)
     assert peaks[16] - peaks[4] < 6 * per_block, peaks  # half of the 12 blocks more

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import deepen
 import tiny
 from deepen import verification
-from deepen.checkpoint import FolderSource
+from deepen.base import open_base
 from deepen.errors import DeepenError
 from deepen.forward import logits
 
@@ -33,7 +33,7 @@ def test_what_grow_writes_passes(any_family, tmp_path, method):
 
 def test_streamed_logits_are_those_of_the_loaded_model(any_family):
     ids = tiny.tokens(any_family)
-    streamed = logits(FolderSource(any_family), ids, torch.device("cpu"))
+    streamed = logits(open_base(any_family), ids, torch.device("cpu"))
     assert torch.equal(streamed, tiny.load(any_family)(ids).logits)
 
 

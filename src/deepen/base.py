@@ -8,27 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.anatomy import FAMILIES, Anatomy, Family, dissect
+from deepen.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
 from deepen.checkpoint import Source, is_finite
 from deepen.errors import DeepenError
 from deepen.hub import open_model
 
 
 class LazyBlock(Mapping[str, Tensor]):
-    """One block whose tensors are loaded, checked and moved to a device on access."""
+    """One block whose logical tensors are loaded, checked and moved to a device on access."""
 
     def __init__(self, source: Source, anatomy: Anatomy, index: int, device: torch.device) -> None:
         """Remember where the tensors are; load none."""
-        self._source, self._anatomy, self._index, self._device = source, anatomy, index, device
+        self._source, self._index, self._device = source, index, device
+        self._family, self._anatomy = anatomy.family, anatomy.blocks[index]
 
-    def __getitem__(self, suffix: str) -> Tensor:
-        """Load one tensor in its stored dtype.
+    def __getitem__(self, logical: str) -> Tensor:
+        """Load one logical tensor in its stored dtype.
 
         Raises:
             DeepenError: It holds NaN or Inf.
         """
-        name = self._anatomy.family.name(self._index, suffix)
-        tensor = self._source.load(name)
+        place = self._anatomy.places[logical]
+        name = self._family.name(self._index, place.suffix)
+        tensor = place.read(self._source.load(name), self._anatomy.sizes)
         if not is_finite(tensor):
             raise DeepenError(
                 f"Source block {self._index} holds NaN or Inf in tensor {name!r}; "
@@ -37,11 +39,11 @@ class LazyBlock(Mapping[str, Tensor]):
         return tensor.to(self._device)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the tensor names inside the block."""
+        """Iterate over the names of its logical tensors."""
         return iter(self._anatomy.block)
 
     def __len__(self) -> int:
-        """Return the number of tensors."""
+        """Return the number of logical tensors."""
         return len(self._anatomy.block)
 
 
@@ -58,7 +60,7 @@ class Base:
 
     @property
     def family(self) -> Family:
-        """The family's table."""
+        """The family's table, with the tensor names that this checkpoint uses."""
         return self.anatomy.family
 
     @property
@@ -66,15 +68,26 @@ class Base:
         """Number of blocks."""
         return self.anatomy.depth
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has; ``None`` if it does not say."""
+        for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(positions := self.resolved.get(field), int):
+                return positions
+        return None
+
     def block(self, index: int, device: torch.device) -> LazyBlock:
         """Return one block, to be loaded on access."""
         return LazyBlock(self.source, self.anatomy, index, device)
 
-    @property
-    def parameters_per_block(self) -> int:
-        """Number of parameters of one block."""
-        infos = self.source.infos
-        return sum(infos[self.family.name(0, suffix)].parameters for suffix in self.anatomy.block)
+    def parameters_of(self, index: int) -> int:
+        """Return the number of parameters of one block."""
+        infos, stored = self.source.infos, self.anatomy.blocks[index].stored
+        return sum(
+            infos[self.family.name(index, suffix)].parameters
+            for suffix, spec in stored.items()
+            if not spec.is_buffer
+        )
 
 
 def open_base(model: str | Path, revision: str | None = None) -> Base:
@@ -90,24 +103,58 @@ def as_base(source: Source) -> Base:
     """Match a source against the table of its family.
 
     Raises:
-        DeepenError: The family or one of its tensors is unknown, or the config is invalid.
+        DeepenError: The family or one of its tensors is unknown, the config is invalid, or it
+            describes a model that cannot be grown.
     """
-    model_type = source.config.get("model_type")
-    if model_type not in FAMILIES:
+    family = _family(source)
+    resolved = _resolve(source, family.model_type)
+    for refusal in family.refusals:
+        if refusal.when(resolved):
+            raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
+    anatomy = dissect(family, resolved, source.shapes)
+    for index, block in enumerate(anatomy.blocks):
+        for suffix, spec in block.stored.items():
+            info = source.infos[anatomy.family.name(index, suffix)]
+            if not (spec.is_buffer or info.is_float):
+                raise DeepenError(
+                    f"Tensor {anatomy.family.name(index, suffix)!r} is stored as {info.dtype}, "
+                    f"which deepen cannot compute with; give it an unquantised checkpoint."
+                )
+    tied = resolved.get("tie_word_embeddings", True)
+    if family.head not in anatomy.outside and not tied:
         raise DeepenError(
-            f"{source.name} is of family {model_type!r}, which deepen cannot grow yet; "
-            f"known families: {', '.join(FAMILIES)}."
-        )
-    family = FAMILIES[model_type]
-    resolved = _resolve(source, model_type)
-    depth = resolved[family.depth_field]
-    anatomy = dissect(family, depth, source.shapes)
-    if "lm_head.weight" not in anatomy.outside and not resolved["tie_word_embeddings"]:
-        raise DeepenError(
-            "The checkpoint lacks tensor 'lm_head.weight', and config.json does not tie it to the "
-            "embeddings (tie_word_embeddings); fetch or export it again."
+            f"The checkpoint lacks tensor {family.head!r}, and config.json does not tie it to the "
+            f"embeddings (tie_word_embeddings); fetch or export it again."
         )
     return Base(source, resolved, anatomy)
+
+
+def _family(source: Source) -> Family:
+    """Find the table of a source's family.
+
+    Raises:
+        DeepenError: There is none.
+    """
+    model_type = source.config.get("model_type")
+    if model_type is None:
+        raise DeepenError(f"config.json of {source.name} names no model_type; correct it.")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if model_type in REFUSED:
+        raise DeepenError(
+            f"{source.name} is of family {model_type!r}, which deepen does not grow: "
+            f"{REFUSED[model_type]}."
+        )
+    if source.config.get("is_encoder_decoder"):
+        what = "an encoder-decoder model; deepen grows decoders alone"
+    elif any(key.endswith("_config") and "vision" in key for key in source.config):
+        what = "a vision-language model; give deepen its text model as a checkpoint of its own"
+    else:
+        what = (
+            f"of family {model_type!r}, which deepen cannot grow yet; "
+            f"docs/architectures.md lists the {len(FAMILIES)} that it can"
+        )
+    raise DeepenError(f"{source.name} is {what}.")
 
 
 def _resolve(source: Source, model_type: str) -> dict[str, Any]:

@@ -27,8 +27,13 @@ DTYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
-"""The stored dtypes that can be grown: safetensors' name → torch dtype."""
+"""The stored dtypes that can be copied: safetensors' name → torch dtype."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Those among them that new weights can be computed in; the others hold masks and the like."""
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _FINGERPRINT_BYTES = 65536
@@ -43,6 +48,11 @@ class TensorInfo:
     """Stored dtype by safetensors' name, for example ``BF16``."""
     shape: tuple[int, ...]
     """Size along each axis."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it can be a parameter."""
+        return self.dtype in FLOATS
 
     @property
     def parameters(self) -> int:
@@ -117,7 +127,7 @@ def info_of(tensor: Tensor, name: str) -> TensorInfo:
     if tensor.dtype not in _DTYPE_NAMES:
         raise DeepenError(
             f"Tensor {name!r} is stored as {tensor.dtype}, which deepen cannot compute with; "
-            f"give it an unquantised checkpoint ({', '.join(DTYPES)})."
+            f"give it an unquantised checkpoint ({', '.join(FLOATS)})."
         )
     return TensorInfo(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
 

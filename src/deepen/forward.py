@@ -1,25 +1,42 @@
 """Run a checkpoint of any size in float32 with about one tensor in memory.
 
 The model is built without weights; accelerate's offload hooks fetch each tensor from the source
-when its module runs and drop it afterwards.
+when its module runs and drop it afterwards. Where transformers lays tensors out otherwise than the
+checkpoint does, each one is put together when it is fetched.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from deepen.anatomy import FAMILIES, Anatomy, dissect
+from deepen.anatomy.translation import assemble, missing
+from deepen.base import Base
 from deepen.checkpoint import Source
 
 
-class _Weights(Mapping[str, Tensor]):
-    """A source's tensors in float32, loaded on access, under the names that the model uses."""
+@dataclass(frozen=True)
+class InMemory:
+    """A model as transformers holds it, without its weights."""
 
-    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
-        self._source, self._names = source, names
+    module: nn.Module
+    """The model; its parameters are on the meta device, its buffers are real."""
+    anatomy: Anatomy
+    """Its tensors under the names that it uses."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Tensor name → shape, each tensor once."""
+
+
+class _Weights(Mapping[str, Tensor]):
+    """A source's tensors in float32, loaded on access, as the model in memory has them."""
+
+    def __init__(self, base: Base, memory: InMemory, names: Mapping[str, str]) -> None:
+        self._base, self._memory, self._names = base, memory, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._source.load(self._names[name]).float()
+        return load(self._base, self._memory, self._names[name]).float()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -39,36 +56,57 @@ def empty_model(source: Source) -> nn.Module:
     return model.eval()
 
 
-def missing_and_extra(source: Source) -> tuple[list[str], list[str]]:
-    """Compare a source with what ``from_pretrained`` would look for.
+def in_memory(base: Base) -> InMemory:
+    """Build a base's transformers model without weights and match it against the family's table."""
+    module = empty_model(base.source)
+    tied = set(getattr(module, "all_tied_weights_keys", {}))
+    shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
+    anatomy = dissect(FAMILIES[base.family.model_type], base.resolved, shapes)
+    return InMemory(module, anatomy, shapes)
+
+
+def load(base: Base, memory: InMemory, name: str) -> Tensor:
+    """Load a tensor by the name that it has in memory, in its stored dtype."""
+    return assemble(name, memory.shapes[name], memory.anatomy, base.anatomy, base.source.load)
+
+
+def missing_and_extra(base: Base) -> tuple[list[str], list[str]]:
+    """Compare a base's tensors with what ``from_pretrained`` would look for.
 
     Returns:
-        The tensors that transformers' model needs and the source lacks, and those it has too many.
+        The tensors that transformers' model needs and the base lacks, and those it has too many.
     """
-    model = empty_model(source)
-    tied = set(getattr(model, "all_tied_weights_keys", {}))
-    expected = set(model.state_dict())
-    found = set(source.infos)
-    return sorted(expected - found - tied), sorted(found - expected)
+    memory, ours = in_memory(base), base.anatomy
+    lacking = [part for name in memory.shapes for part in missing(name, memory.anatomy, ours)]
+    kept = [name for name in base.source.infos if name not in ours.trailing]
+    extra = [part for name in kept for part in missing(name, ours, memory.anatomy)]
+    tied = set(getattr(memory.module, "all_tied_weights_keys", {}))
+    return sorted(set(lacking)), sorted(set(extra) - tied)
 
 
 @torch.no_grad()
-def logits(source: Source, tokens: Tensor, device: torch.device) -> Tensor:
+def logits(base: Base, tokens: Tensor, device: torch.device) -> Tensor:
     """Return a causal language model's logits ``[batch, length, vocabulary]`` in float32.
 
     Args:
-        source: The model.
+        base: The model.
         tokens: Token ids ``[batch, length]``.
         device: Where to compute.
     """
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
-    model = empty_model(source)
-    names = {name: name for name in source.infos}
+    memory = in_memory(base)
+    model = memory.module
+    names = {name: name for name, _ in model.named_parameters(remove_duplicate=False)}
     for tied, original in getattr(model, "all_tied_weights_keys", {}).items():
-        names.setdefault(tied, original)
-    cpu_offload(model, execution_device=device, state_dict=_Weights(source, names))
+        names[tied] = original
+    cpu_offload(
+        model,
+        execution_device=device,
+        state_dict=_Weights(base, memory, names),
+        preload_module_classes=list(base.family.preload),
+    )
     try:
         return model(tokens.to(device), use_cache=False).logits.cpu()
     finally:

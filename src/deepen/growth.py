@@ -17,6 +17,7 @@ from deepen.card import model_card
 from deepen.checkpoint import FolderSource, ModuleSource, note_pickle
 from deepen.fuse import Growth, grown_tensors
 from deepen.methods.base import Progress, Request, parse_options, silent
+from deepen.pairing import paired
 from deepen.records import (
     FIELD,
     BaseIdentity,
@@ -166,7 +167,7 @@ def _growth(base: Base, **how: Unpack[How]) -> Growth:
     )
     return Growth(
         base=base,
-        plan=method.place(request),
+        plan=paired(method.place(request), base.anatomy),
         placement=where,
         method=method,
         options=parse_options(method, how.get("options") or {}),
@@ -205,7 +206,7 @@ def _record(growth: Growth, config: Mapping[str, Any]) -> GrowRecord:
     """Count what the growth makes."""
     base, infos = growth.base, growth.layout.values()
     parameters = sum(info.parameters for info in infos)
-    new = len(growth.plan.new_blocks) * base.parameters_per_block
+    new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
         out=None,
         step=Lineage.model_validate(config[FIELD]).steps[-1],

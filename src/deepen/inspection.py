@@ -19,8 +19,8 @@ class InspectRecord(Record):
     """Number of blocks."""
     parameters: int
     """Stored parameters; tied ones count once."""
-    parameters_per_block: int
-    """Parameters of one block."""
+    parameters_per_block: list[int]
+    """Parameters of each block."""
     new_blocks: list[int]
     """Blocks that the latest growth added."""
     new_parameters: int
@@ -44,15 +44,16 @@ def inspect(model: str | Path, *, revision: str | None = None) -> InspectRecord:
     base = open_base(model, revision)
     lineage = read_lineage(base.source.config)
     new_blocks = lineage.new_blocks if lineage else []
+    per_block = [base.parameters_of(index) for index in range(base.depth)]
     return InspectRecord(
         name=base.source.name,
         family=base.family.model_type,
         dtypes=sorted({info.dtype for info in base.source.infos.values()}),
         blocks=base.depth,
         parameters=base.source.parameters,
-        parameters_per_block=base.parameters_per_block,
+        parameters_per_block=per_block,
         new_blocks=new_blocks,
-        new_parameters=len(new_blocks) * base.parameters_per_block,
+        new_parameters=sum(per_block[index] for index in new_blocks),
         steps=lineage.steps if lineage else [],
         origins=lineage.origins()
         if lineage

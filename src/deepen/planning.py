@@ -50,8 +50,7 @@ def plan(
     """
     growth = preview(model, revision=revision, **how)
     base = open_base(model, revision)
-    positions = int(base.resolved.get("max_position_embeddings") or _LONGEST_DEFAULT)
-    length = sequence_length or min(_LONGEST_DEFAULT, positions)
+    length = sequence_length or min(_LONGEST_DEFAULT, base.positions or _LONGEST_DEFAULT)
     steps = Plan.from_json(growth.step.plan)
     return PlanRecord(
         growth=growth,

@@ -266,11 +266,17 @@ def verification(record: VerifyRecord) -> Group:
     return Group(table, Text(verdict, "bold green" if record.passed else "bold red"))
 
 
+def _in_each(record: InspectRecord) -> str:
+    """Say how many parameters a block has; a range where blocks differ."""
+    sizes = sorted({min(record.parameters_per_block), max(record.parameters_per_block)})
+    return " to ".join(f"{size:,}" for size in sizes)
+
+
 def inspection(record: InspectRecord) -> Group:
     """Show a checkpoint's blocks and lineage."""
     rows: list[tuple[str, str | Text]] = [
         ("model", f"{record.name} ({record.family}, {', '.join(record.dtypes)})"),
-        ("parameters", f"{record.parameters:,} ({record.parameters_per_block:,} in each block)"),
+        ("parameters", f"{record.parameters:,} ({_in_each(record)} in each block)"),
         ("blocks", stack(record.blocks, record.new_blocks)),
     ]
     if not record.steps:

@@ -1,32 +1,40 @@
 """A real little study: equal tokens, resume, records."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import studies
 import tiny
 from deepen.comparison import Study, compare
-from deepen.comparison.run import RECORDS, read_records
+from deepen.comparison.processes import Call, CallError
+from deepen.comparison.run import RECORDS, _in_order, _told_failure, read_records
+from deepen.comparison.study import Arm
 from deepen.errors import DeepenError
 from deepen.passage import PASSAGE
 
+# Kills itself, and nothing else, when an arm is recorded and as many more as there are jobs run.
 RUN = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 from deepen.comparison import compare, load_study
-from deepen.cli import main
 
-def told(sentence):
-    if sentence.startswith("2 of"):
-        os.killpg(0, signal.SIGKILL)
+told, jobs = [], int(sys.argv[2])
+
+def progress(stage, share):
+    if told and len(multiprocessing.active_children()) == jobs:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    os.setpgid(0, 0)
-    compare(load_study(sys.argv[1]), tell=told)
+    compare(load_study(sys.argv[1]), jobs=jobs, progress=progress, tell=told.append)
 """
+TIMES = {"wall_seconds", "tokens_per_second", "step_time", "peak_bytes", "output", "recipe"}
+TIMES |= {"matmul_flops_per_second", "utilisation", "resumed_from_step", "model", "out"}
 
 
 def settings(folder, **changes):
@@ -52,30 +60,102 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_killed_study_goes_on_at_the_arm_that_was_interrupted(folder):
+def interrupted(folder, given, jobs):
+    """Run a study until it kills itself; return the records that it left, as text."""
     (folder / "run.py").write_text(RUN)
-    (folder / "study.yaml").write_text(str(settings(folder)))
-    command = [sys.executable, str(folder / "run.py"), str(folder / "study.yaml")]
+    (folder / "study.yaml").write_text(str(given))
+    command = [sys.executable, str(folder / "run.py"), str(folder / "study.yaml"), str(jobs)]
     killed = subprocess.run(command, check=False, env=os.environ, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    before = (folder / "study" / RECORDS).read_text()
-    assert len(before.splitlines()) == 2
-    summary = compare(Study.model_validate(settings(folder)))
-    records = read_records(folder / "study")
+    return Path(given["output"], RECORDS).read_text()
+
+
+def timeless(value):
+    """Return a record without what the clock, the load and the place decide."""
+    if isinstance(value, dict):
+        return {key: timeless(part) for key, part in value.items() if key not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def one_by_one(folder):
+    """A study of one seed, killed and resumed; the records before and after."""
+    given = settings(folder, seeds=[0])
+    before = interrupted(folder, given, 1)
+    compare(Study.model_validate(given), jobs=1)
+    return before, read_records(folder / "study")
+
+
+def test_a_killed_study_goes_on_at_the_arm_that_was_interrupted(folder, one_by_one):
+    before, records = one_by_one
+    assert len(before.splitlines()) == 1
     assert (folder / "study" / RECORDS).read_text().startswith(before)
-    assert {(r.arm, r.seed) for r in records} == {(a, s) for a in summary.arms for s in (0, 1)}
-    assert len({r.train.tokens for r in records}) == 1
-    by_seed = {r.seed: r for r in records if r.arm == "base"}
-    for record in records:
-        assert record.before.texts[0] == by_seed[record.seed].before.texts[0]
-        assert record.after.texts[0] != record.before.texts[0]
-    losses = [r.after.texts[0].loss_nats_per_token for r in sorted(records, key=lambda r: r.seed)]
-    assert len(set(losses)) == 4
-    assert all(d.seeds == 2 and d.low < d.mean < d.high for d in summary.differences)
+    assert [(r.arm, r.seed) for r in records] == [("base", 0), ("opt-deus", 0)]
     assert not (folder / "study/arms").exists()
     other = settings(folder)["training"] | {"max_steps": 4}
     with pytest.raises(DeepenError, match=r"study with another training\.max_steps"):
         compare(Study.model_validate(settings(folder, training=other)))
+
+
+def test_two_arms_at_once_are_killed_resumed_and_find_the_same(folder, one_by_one):
+    given = settings(folder, output=str(folder / "both"))
+    before = interrupted(folder, given, 2).splitlines()
+    assert len(before) in (1, 2), "both may have finished at the same time"
+    told = []
+    summary = compare(Study.model_validate(given), jobs=2, tell=told.append)
+    wanted = [f"{number} of 4" for number in range(len(before) + 1, 5)]
+    assert [sentence.partition(":")[0] for sentence in told] == wanted
+    lines = (folder / "both" / RECORDS).read_text().splitlines()
+    assert set(before) < set(lines), "an arm that was finished ran again"
+    records = read_records(folder / "both")
+    wanted = [("base", 0), ("opt-deus", 0), ("base", 1), ("opt-deus", 1)]
+    assert [(r.arm, r.seed) for r in records] == wanted
+    for alone, together in zip(one_by_one[1], records[:2], strict=True):
+        assert timeless(alone.model_dump(mode="json")) == timeless(together.model_dump(mode="json"))
+    assert len({r.train.tokens for r in records}) == 1
+    bases = {r.seed: r for r in records if r.arm == "base"}
+    for record in records:
+        assert record.before.texts[0] == bases[record.seed].before.texts[0]
+        assert record.after.texts[0] != record.before.texts[0]
+    assert len({r.after.texts[0].loss_nats_per_token for r in records}) == 4
+    assert all(d.seeds == 2 and d.low < d.mean < d.high for d in summary.differences)
+    assert not (folder / "both/arms").exists()
+
+
+def test_an_arm_that_fails_ends_the_study_with_one_sentence(folder):
+    data = settings(folder)["data"] | {"text_column": "txet", "path": str(folder / "rows.jsonl")}
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    given = settings(folder, output=str(folder / "bad"), data=data, arms=["base"], seeds=[0])
+    with pytest.raises(DeepenError, match=r"^base, seed 0: .* has no text in column 'txet'"):
+        compare(Study.model_validate(given), jobs=2)
+    assert not (folder / "bad" / RECORDS).exists()
+
+
+def test_what_nobody_expected_leaves_its_traceback_in_a_file(folder):
+    arm, failed = (
+        Arm(method="solar"),
+        CallError(Call("a", str, ()), "ValueError: no", "Traceback …"),
+    )
+    study = Study.model_validate(settings(folder, output=str(folder / "worse")))
+    sentence = _told_failure(study, failed, arm, 3)
+    assert sentence.startswith("Arm 'solar' with seed 3 failed (ValueError: no), see ")
+    assert (folder / "worse/arms/solar/seed-3/error.txt").read_text() == "Traceback …"
+
+
+def test_at_least_one_arm_runs_at_once(folder):
+    with pytest.raises(DeepenError, match="jobs is 0"):
+        compare(Study.model_validate(settings(folder)), jobs=0)
+
+
+def test_records_stand_in_the_order_of_the_study(folder):
+    records, _ = studies.study(arms=["base", "lesa", "solar"], seeds=(0, 1))
+    given = settings(folder, arms=["solar"], seeds=[1, 0])
+    study = Study.model_validate(given)
+    for seed in range(3):
+        mixed = random.Random(seed).sample(records, len(records))
+        ordered = [(r.arm, r.seed) for r in _in_order(study, mixed)]
+        assert ordered[:4] == [("base", 1), ("solar", 1), ("base", 0), ("solar", 0)]
+        assert {arm for arm, _ in ordered[4:]} == {"lesa"}, "records of other arms are kept"
 
 
 def test_a_broken_line_is_named(tmp_path):

@@ -76,7 +76,7 @@ def blocks(depth=5):
     ]
     shapes = {f"model.layers.{i}.{s}": shape for i in range(depth) for s, shape in suffixes.items()}
     shapes |= {"model.embed_tokens.weight": (9, 8), "model.norm.weight": (8,)}
-    return made, dissect(FAMILIES["llama"], depth, shapes)
+    return made, dissect(FAMILIES["llama"], {"num_hidden_layers": depth}, shapes)
 
 
 @pytest.mark.parametrize("norms", ["first", "mean"])
@@ -84,7 +84,7 @@ def test_norms_and_biases(norms):
     stack, anatomy = blocks()
     options = lesa.Options(epochs=1, norms=norms)
     state = lesa.prepare(options, stack, anatomy, 0, lambda *_: None)
-    new = dict(lesa.fuse(options, stack[2], stack[3], anatomy, 0.5, state))
+    new = dict(lesa.fuse(options, stack[2], stack[3], anatomy.blocks[2], 0.5, state))
     gain, bias = "input_layernorm.weight", "self_attn.q_proj.bias"
     mean = (stack[2][gain] + stack[3][gain]) / 2
     assert torch.equal(new[gain], stack[0][gain] if norms == "first" else mean)
@@ -100,7 +100,7 @@ def test_the_seed_decides_and_nothing_else():
                 options,
                 stack[2],
                 stack[3],
-                anatomy,
+                anatomy.blocks[2],
                 0.5,
                 lesa.prepare(options, stack, anatomy, seed, lambda *_: None),
             )

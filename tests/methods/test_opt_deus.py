@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import oracles
-from deepen.anatomy import FAMILIES, Anatomy, dissect
+from deepen.anatomy import FAMILIES, BlockAnatomy, dissect
 from deepen.methods.opt_deus import METHOD, Options
 from deepen.transport import sinkhorn
 
@@ -15,12 +15,12 @@ OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
 NORMALISED, PUBLISHED = Options(), Options(fidelity="published")
 
 
-def _anatomy(block: dict[str, torch.Tensor]) -> Anatomy:
+def _anatomy(block: dict[str, torch.Tensor]) -> BlockAnatomy:
     family = FAMILIES["llama"]
     shapes = {family.name(0, suffix): tuple(tensor.shape) for suffix, tensor in block.items()}
     hidden = len(block["input_layernorm.weight"])
     shapes |= {"model.embed_tokens.weight": (11, hidden), "model.norm.weight": (hidden,)}
-    return dissect(family, 1, shapes)
+    return dissect(family, {"num_hidden_layers": 1}, shapes).blocks[0]
 
 
 def _fuse(below, above, options=NORMALISED, t=0.5):

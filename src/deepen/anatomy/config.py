@@ -1,13 +1,28 @@
 """Keep config.json true for a deeper stack."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deepen.anatomy.family import Family
 from deepen.errors import DeepenError
 from deepen.plans import Plan
 
-_NOT_PER_LAYER = frozenset({"architectures", "eos_token_id", "bad_words_ids", "pad_token_id"})
+# Lists that count something else: tokens, classes, frequencies of RoPE.
+_NOT_PER_LAYER = frozenset(
+    {
+        "architectures",
+        "eos_token_id",
+        "bad_words_ids",
+        "pad_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "keys_to_ignore_at_inference",
+        "short_factor",
+        "long_factor",
+        "mrope_section",
+        "deepen",
+    }
+)
 
 
 def grown_config(
@@ -27,27 +42,48 @@ def grown_config(
         DeepenError: A field looks like one entry per block, but the family's table has no word
             on it.
     """
-    grown = dict(config)
-    grown[family.depth_field] = plan.depth
-    for field, value in config.items():
-        per_layer = isinstance(value, list) and len(value) == plan.base_depth > 1
-        if per_layer and field not in _NOT_PER_LAYER and field not in family.per_layer_lists:
+    explicit = family.explicit(resolved) if family.explicit else {}
+    resolved = {**resolved, **explicit}
+    grown = {**config, **explicit, family.depth_field: plan.depth}
+    known = {*family.per_layer_lists, *family.index_lists}
+    for field in (*_lists(config, plan.base_depth), *_lists(resolved, plan.base_depth)):
+        if field not in known:
             raise DeepenError(
                 f"config.json has a list {field!r} with one entry per block; deepen does not know "
                 f"how a {family.model_type!r} model uses it and would have to guess."
             )
     for field in family.per_layer_lists:
-        entries = config.get(field) or resolved.get(field)
-        if entries is not None:
+        entries = grown.get(field) or resolved.get(field)
+        if isinstance(entries, list | tuple):
             if len(entries) != plan.base_depth:
                 raise DeepenError(
                     f"config.json has {len(entries)} entries in {field!r} for {plan.base_depth} "
                     f"blocks; correct the checkpoint."
                 )
             grown[field] = [entries[parent] for parent in plan.type_parents]
+    for field in family.index_lists:
+        entries = grown.get(field) or resolved.get(field)
+        if isinstance(entries, list | tuple):
+            chosen = {int(entry) % plan.base_depth for entry in entries}
+            grown[field] = [i for i, parent in enumerate(plan.type_parents) if parent in chosen]
     for field in family.prefix_counts:
-        if isinstance(count := config.get(field), int):
+        count = config.get(field, resolved.get(field))
+        if isinstance(count, int):
             inside = [parent < count for parent in plan.type_parents]
             leading = inside.index(False) if False in inside else plan.depth
+            if sum(inside) != leading:
+                raise DeepenError(
+                    f"config.json counts the first {count} blocks in {field!r}, and the new blocks "
+                    f"would not leave them together; choose another placement."
+                )
             grown[field] = leading + max(0, count - plan.base_depth)
     return grown
+
+
+def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Yield the fields, nested ones too, that hold one entry per block."""
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, depth)
+        elif isinstance(value, list | tuple) and len(value) == depth > 1:
+            yield from {field} - _NOT_PER_LAYER

@@ -1,6 +1,5 @@
 """One arm with one seed: grow, verify, score, train, score, fine-tune, score."""
 
-import shutil
 from pathlib import Path
 
 from deepen.comparison.aggregate import BASE
@@ -30,7 +29,7 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         DeepenError: The base, the data, a text or a task cannot be used.
         RuntimeError: A grown model is not what it claims.
     """
-    folder = Path(study.output) / "arms" / arm.folder / f"seed-{seed}"
+    folder = study.arm_folder(arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
     grown = _grow(study, arm, seed, folder, progress)
     model = study.base if grown is None else folder / "grown"
@@ -44,7 +43,7 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         tuned = _train(study, arm, seed, "sft", model, folder, progress)
         model, kept = folder / "sft" / "model", folder / "after-fine-tuning.json"
         after_tuning = _score(study.evaluation, model, seed, kept, progress)
-    record = ArmRecord(
+    return ArmRecord(
         arm=arm.name,
         method=None if arm.method == BASE else arm.method,
         placement=arm.placement,
@@ -57,9 +56,6 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         fine_tuning=tuned,
         after_fine_tuning=after_tuning,
     )
-    if study.keep == "records":
-        shutil.rmtree(folder)
-    return record
 
 
 def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -> GrowRecord | None:

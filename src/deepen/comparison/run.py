@@ -1,18 +1,17 @@
 """Run a study: every arm in a process of its own, records as they come."""
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from deepen.comparison.aggregate import fine_tuned, paired_differences
-from deepen.comparison.study import Arm, Study, checked, difference
+from deepen.comparison.processes import Call, CallError, run_apart
+from deepen.comparison.sharing import Environment, gpus, slots
+from deepen.comparison.study import ARMS, Arm, Study, checked, difference
+from deepen.comparison.worker import run_arm_apart
 from deepen.errors import DeepenError
 from deepen.methods.base import Progress, silent
 from deepen.records import versions
@@ -22,6 +21,7 @@ from deepen.settings import read_yaml, write_yaml
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 _STUDY = "study.yaml"
+_ERROR = "error.txt"
 
 
 def compare(
@@ -33,12 +33,13 @@ def compare(
 ) -> StudySummary:
     """Run every arm of a study with every seed, and compare them.
 
-    Arms run seed by seed, each in a fresh process, so that memory and random states are its own.
-    What is recorded is not run again; the arm that was interrupted goes on where it was.
+    Arms are started seed by seed, each in a fresh process, so that memory and random states are its
+    own. What is recorded is not run again; the arms that were interrupted go on where they were.
 
     Args:
         study: The study.
-        jobs: Arms at once; by default one for each GPU, and one without.
+        jobs: Arms at once, with an equal share of the threads each; by default one for each GPU,
+            and one without.
         progress: Called with the arm and stage at hand and the finished share of it.
         tell: Called with a sentence for every finished arm.
 
@@ -46,32 +47,30 @@ def compare(
         What is also written to ``summary.json``: differences of arms, paired by seed.
 
     Raises:
-        DeepenError: The study cannot be run, or its output holds a study that differs.
+        DeepenError: The study cannot be run, its output holds a study that differs, or an arm
+            failed; what is recorded is kept.
     """
+    if jobs is not None and jobs < 1:
+        raise DeepenError(f"jobs is {jobs}; at least one arm must run at once.")
     study = checked(study)
     folder = Path(study.output)
     _begin(study, folder)
-    names = [arm.name for arm in study.all_arms]
-    records = [r for r in read_records(folder) if r.arm in names and r.seed in study.seeds]
+    records = read_records(folder)
+    wanted = [(arm, seed) for seed in study.seeds for arm in study.all_arms]
     done = {(record.arm, record.seed) for record in records}
-    todo = [(a, s) for s in study.seeds for a in study.all_arms if (a.name, s) not in done]
-    for record in _run_all(study, todo, jobs, progress):
-        records.append(record)
-        _append(folder / RECORDS, record)
-        tell(f"{len(records)} of {len(names) * len(study.seeds)}: {_told(record)}")
-    order = {name: index for index, name in enumerate(names)}
-    records.sort(key=lambda record: (record.seed, order[record.arm]))
-    summary = StudySummary(
-        study=study.model_dump(mode="json"),
-        arms=names,
-        seeds=study.seeds,
-        differences=paired_differences(records, names),
-        fine_tuned_differences=paired_differences(fine_tuned(records), names),
-        versions=versions(),
-    )
-    _write(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+    todo = [(arm, seed) for arm, seed in wanted if (arm.name, seed) not in done]
+    told = len(wanted) - len(todo)
+    with closing(_run_all(study, todo, jobs, progress)) as finished:
+        for arm, seed, record in finished:
+            records = _in_order(study, [*records, record])
+            _save(study, folder, records)
+            if study.keep == "records":
+                shutil.rmtree(study.arm_folder(arm, seed))
+            told += 1
+            tell(f"{told} of {len(wanted)}: {_told(record)}")
+    summary = _save(study, folder, records)
     if study.keep == "records":
-        shutil.rmtree(folder / "arms", ignore_errors=True)
+        shutil.rmtree(folder / ARMS, ignore_errors=True)
     shutil.rmtree(folder / "tokens", ignore_errors=True)
     return summary
 
@@ -107,10 +106,35 @@ def _begin(study: Study, folder: Path) -> None:
     write_yaml(file, tree)
 
 
-def _append(file: Path, record: ArmRecord) -> None:
-    """Add a line, or leave the file as it was."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    _write(file, before + record.model_dump_json() + "\n")
+def _in_order(study: Study, records: Sequence[ArmRecord]) -> list[ArmRecord]:
+    """Sort records as the study has them, whichever arm was first; those of other arms go last."""
+    names = [arm.name for arm in study.all_arms]
+
+    def place(record: ArmRecord) -> tuple[int, int]:
+        known = record.arm in names and record.seed in study.seeds
+        return (
+            study.seeds.index(record.seed) if known else len(study.seeds),
+            names.index(record.arm) if known else 0,
+        )
+
+    return sorted(records, key=place)
+
+
+def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySummary:
+    """Write all records, and what those of the study's own arms and seeds say together."""
+    _write(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in records))
+    names = [arm.name for arm in study.all_arms]
+    own = [r for r in records if r.arm in names and r.seed in study.seeds]
+    summary = StudySummary(
+        study=study.model_dump(mode="json"),
+        arms=names,
+        seeds=study.seeds,
+        differences=paired_differences(own, names),
+        fine_tuned_differences=paired_differences(fine_tuned(own), names),
+        versions=versions(),
+    )
+    _write(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+    return summary
 
 
 def _write(file: Path, text: str) -> None:
@@ -134,77 +158,40 @@ def _told(record: ArmRecord) -> str:
 
 def _run_all(
     study: Study, todo: Sequence[tuple[Arm, int]], jobs: int | None, progress: Progress
-) -> Iterator[ArmRecord]:
-    """Yield the records of arms as they finish."""
+) -> Generator[tuple[Arm, int, ArmRecord]]:
+    """Yield arms, seeds and records as they finish.
+
+    Raises:
+        DeepenError: An arm failed.
+    """
     if not todo:
         return
-    devices = _devices()
-    with _pool(jobs or max(1, len(devices)), devices) as (pool, messages):
-        waiting: set[Future[ArmRecord]] = {pool.submit(_work, study, *pair) for pair in todo}
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                while not messages.empty():
-                    progress(*messages.get())
-                for future in finished:
-                    yield future.result()
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            for process in list(pool._processes.values()):  # an arm may have hours to go
-                process.terminate()
-            raise
+    given, arms = study.model_dump_json(exclude_unset=True), study.all_arms
+    pairs = {
+        Call(f"{arm.name}, seed {seed}", run_arm_apart, (given, arms.index(arm), seed)): (arm, seed)
+        for arm, seed in todo
+    }
+    try:
+        for call, record in run_apart(list(pairs), _slots(jobs, len(todo)), progress):
+            yield *pairs[call], ArmRecord.model_validate_json(record)
+    except CallError as failed:
+        raise DeepenError(_told_failure(study, failed, *pairs[failed.call])) from failed
 
 
-@contextmanager
-def _pool(jobs: int, devices: list[int]) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """Open a pool of fresh processes, and the queue through which they tell of progress."""
-    context = multiprocessing.get_context("spawn")
-    messages, free = context.Queue(), context.Queue()
-    for device in devices:
-        free.put(device)
-    with ProcessPoolExecutor(
-        jobs,
-        mp_context=context,
-        initializer=_start,
-        initargs=(messages, free if devices else None),
-        max_tasks_per_child=1,
-    ) as pool:
-        yield pool, messages
-
-
-def _devices() -> list[int]:
-    """List the GPUs."""
+def _slots(jobs: int | None, most: int) -> list[Environment]:
+    """Share this machine out among at most that many arms."""
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    devices = gpus(torch.cuda.device_count())
+    return slots(min(jobs or max(1, len(devices)), most), devices, torch.get_num_threads())
 
 
-_messages: Any = None
-_free: Any = None
-
-
-def _start(messages: Any, free: Any) -> None:  # noqa: ANN401 (queues have no public type)
-    """Remember the queues, in a fresh process."""
-    global _messages, _free
-    _messages, _free = messages, free
-
-
-def _work(study: Study, arm: Arm, seed: int) -> ArmRecord:
-    """Run one arm in this process, on a GPU of its own if there are any."""
-    from deepen.comparison.arms import run_arm
-
-    device = _free.get() if _free is not None else None
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    try:
-        prefix = f"{arm.name}, seed {seed}"
-        return run_arm(study, arm, seed, lambda stage, share: _report(f"{prefix}: {stage}", share))
-    finally:
-        if device is not None:
-            _free.put(device)
-
-
-def _report(stage: str, share: float) -> None:
-    """Tell the parent of progress."""
-    _messages.put((stage, share))
+def _told_failure(study: Study, failed: CallError, arm: Arm, seed: int) -> str:
+    """Tell of an arm that failed, with the traceback in a file."""
+    sentence = f"Arm {arm.name!r} with seed {seed} failed ({failed.reason})"
+    if failed.details:
+        file = study.arm_folder(arm, seed) / _ERROR
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(failed.details, encoding="utf-8")
+        sentence += f", see {file}"
+    return f"{sentence}; finished arms are kept, and the same command goes on from there."

@@ -14,6 +14,9 @@ from deepen.methods.base import parse_options
 from deepen.settings import Settings, Tree, apply_overrides, read_yaml, validate
 from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 
+ARMS = "arms"
+"""Name of the folder in which arms work."""
+
 
 class Arm(Settings):
     """One way to make the model that is trained."""
@@ -87,6 +90,8 @@ class FineTuning(Settings):
 class Study(Settings):
     """Arms × seeds on one budget."""
 
+    title: str | None = None
+    """Heading of the report; by default the names of the study's folder and of the base."""
     base: str
     """The model that every arm starts from: folder or hub id."""
     arms: list[Annotated[Arm, BeforeValidator(_as_arm)]] = Field(min_length=1)
@@ -113,6 +118,10 @@ class Study(Settings):
         """The arms, with the un-grown base."""
         has_base = any(arm.method == BASE for arm in self.arms)
         return self.arms if has_base else [Arm(method=BASE), *self.arms]
+
+    def arm_folder(self, arm: Arm, seed: int) -> Path:
+        """Return where an arm works."""
+        return Path(self.output) / ARMS / arm.folder / f"seed-{seed}"
 
     def recipe(self, arm: Arm, seed: int, stage: Stage, model: Path | str, out: Path) -> Recipe:
         """Return what an arm is trained with."""
@@ -156,6 +165,13 @@ def checked(study: Study) -> Study:
     for name in names:
         if names.count(name) > 1:
             raise DeepenError(f"Two arms of the study are called {name!r}; give one a label.")
+    folders = [arm.folder.casefold() for arm in study.all_arms]
+    for arm, folder in zip(study.all_arms, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise DeepenError(
+                f"Two arms of the study would work in one folder, {arm.folder!r}; give one another "
+                f"label."
+            )
     if len(set(study.seeds)) < len(study.seeds):
         raise DeepenError("The study names a seed twice; give each once.")
     for arm in study.all_arms:
@@ -169,10 +185,11 @@ def difference(old: Tree, new: Tree, prefix: str = "") -> str | None:
     """Return the dotted key of the first setting that two studies do not share.
 
     More seeds and more arms are no difference: their records are added to those that are there.
+    The title is none either.
     """
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if not prefix and key == "seeds":
+        if not prefix and key in ("seeds", "title"):
             continue
         if not prefix and key == "arms":
             known = {Arm.model_validate(arm).name: arm for arm in before or []}

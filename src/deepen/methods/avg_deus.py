@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from deepen.anatomy import Anatomy
+from deepen.anatomy import BlockAnatomy
 from deepen.methods.base import Block, Method, Options, between, interpolate
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
 ) -> Iterator[tuple[str, Tensor]]:
     """Interpolate every tensor, ``[out, in]`` → ``[out, in]``."""
     for name in anatomy.block:

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from deepen import placement as placements
-from deepen.anatomy import Anatomy
+from deepen.anatomy import Anatomy, BlockAnatomy, TensorSpec
 from deepen.errors import DeepenError, unknown
 from deepen.placement import Placement
 from deepen.plans import Plan, insert_after
 
 Block = Mapping[str, Tensor]
-"""Tensor name inside a block → tensor, loaded on access; weights are ``[out, in]``."""
+"""Name of a logical tensor → tensor, loaded on access; weights are ``[out, in]``."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the finished share of it, 0 to 1."""
@@ -56,11 +57,11 @@ class Fuse(Protocol):
         options: Any,  # noqa: ANN401 (each method's own Options class)
         below: Block,
         above: Block,
-        anatomy: Anatomy,
+        anatomy: BlockAnatomy,
         t: float,
         state: Any,  # noqa: ANN401 (what the method's own ``prepare`` returned)
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of the new block by its name inside the block, in any float dtype."""
+        """Yield every tensor that ``anatomy.block`` names, in any float dtype."""
 
 
 class Prepare(Protocol):
@@ -142,6 +143,12 @@ def parse_options(method: Method, values: Mapping[str, object]) -> Options:
             f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
             f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
         ) from None
+
+
+def silenced(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """Return the values with which a tensor leaves the residual stream as it is."""
+    assert spec.silent is not None
+    return torch.full_like(tensor, spec.silent)
 
 
 def interpolate(below: Tensor, above: Tensor, t: float) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deepen.anatomy import Anatomy
+from deepen.anatomy import Anatomy, BlockAnatomy
 from deepen.errors import DeepenError
 from deepen.methods.base import Block, Method, Progress, Request, between, interpolate
 from deepen.methods.base import Options as BaseOptions
@@ -92,9 +92,24 @@ def place(request: Request) -> Plan:
 def prepare(
     options: Options, blocks: Sequence[Block], anatomy: Anatomy, seed: int, progress: Progress
 ) -> State:
-    """Factor each kind of weight over the stack and train its predictor."""
+    """Factor each kind of weight over the stack and train its predictor.
+
+    Raises:
+        DeepenError: The blocks are not all alike, or have experts.
+    """
+    if not anatomy.is_uniform:
+        raise DeepenError(
+            "LESA learns each weight from the same weight of every block, and this base's blocks "
+            "are of several kinds; choose another method."
+        )
+    block = anatomy.blocks[0].block
+    if anatomy.blocks[0].experts:
+        raise DeepenError(
+            "LESA learns each weight from the same weight of every block, and experts have no "
+            "order across blocks; choose another method."
+        )
     generator = torch.Generator().manual_seed(seed)
-    names = [name for name, spec in anatomy.block.items() if len(spec.axes) == 2]
+    names = [name for name, spec in block.items() if spec.is_weight]
     predictors = {}
     for done, name in enumerate(names):
         progress(f"lesa: learning {name}", done / len(names))
@@ -102,7 +117,7 @@ def prepare(
         rows = torch.stack([inverse @ block[name].float() for block in blocks])
         predictors[name] = Predictor(basis, inverse, train(rows, options, generator))
     progress("lesa: learned", 1.0)
-    norms = [name for name, spec in anatomy.block.items() if spec.role.endswith("_norm")]
+    norms = [name for name, spec in block.items() if spec.role.endswith("_norm")]
     return State(predictors, {name: blocks[0][name] for name in norms})
 
 
@@ -166,7 +181,7 @@ def _loss(predicted: Tensor, target: Tensor, norm_weight: float) -> Tensor:
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: State
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: State
 ) -> Iterator[tuple[str, Tensor]]:
     """Predict the weights; take the rest from block 0 or from the neighbours' mean."""
     for name in anatomy.block:

@@ -7,18 +7,18 @@ divide L the groups differ by one block. Any other placement works too, copies o
 
 from collections.abc import Iterator
 
-from torch import Tensor, zeros_like
+from torch import Tensor
 
-from deepen.anatomy import Anatomy
-from deepen.methods.base import Block, Method, Options, above_copied
+from deepen.anatomy import BlockAnatomy
+from deepen.methods.base import Block, Method, Options, above_copied, silenced
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
 ) -> Iterator[tuple[str, Tensor]]:
     """Copy the block below, silencing every tensor that writes into the residual stream."""
     for name, spec in anatomy.block.items():
-        yield name, zeros_like(below[name]) if spec.writes_residual else below[name]
+        yield name, silenced(below[name], spec) if spec.writes_residual else below[name]
 
 
 METHOD = Method(

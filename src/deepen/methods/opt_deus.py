@@ -27,11 +27,12 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, zeros_like
+from torch import Tensor
 
-from deepen.anatomy import Anatomy
-from deepen.methods.base import Block, Method, between, interpolate
+from deepen.anatomy import BlockAnatomy
+from deepen.methods.base import Block, Method, between, interpolate, silenced
 from deepen.methods.base import Options as BaseOptions
+from deepen.methods.experts import matched_experts
 from deepen.transport import cost, sinkhorn
 
 # POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
@@ -51,26 +52,26 @@ class Options(BaseOptions):
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
 ) -> Iterator[tuple[str, Tensor]]:
     """Align, average, silence; every tensor keeps its shape."""
+    below = matched_experts(below, above, anatomy)
     # T_o, and the map of the latest weight's rows: A → MᵀA.
-    stream = rows = below[next(iter(anatomy.block))].new_empty(0)
+    stream = rows = above[next(iter(anatomy.block))].new_empty(0)
     for name, spec in anatomy.block.items():
-        role, is_weight = spec.role, len(spec.axes) == 2
-        if role == "attention_output" and is_weight:
+        if spec.role == "attention_output" and spec.is_weight:
             stream = _map(below[name].float(), above[name].float(), options)
         if spec.writes_residual:
-            yield name, zeros_like(above[name])
+            yield name, silenced(above[name], spec)
             continue
         a, b = below[name].float(), above[name].float()
-        if role in _ALIGNED:
-            if is_weight:
+        if spec.role in _ALIGNED:
+            if spec.is_weight:
                 rows = rows.new_empty(0)  # free the last map before the next one is made
-                a = a @ stream if role in ("gate", "up") else a
+                a = a @ stream if spec.role in ("gate", "up") and len(stream) else a
                 rows = _map(a, b, options)
             a = rows.T @ a
-        elif role == "ffn_norm":
+        elif spec.role == "ffn_norm" and not spec.bias and len(stream):
             a = 0.5 * (a @ stream) + 0.5 * a
         yield name, interpolate(a, b, t)
 

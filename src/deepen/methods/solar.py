@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from deepen.anatomy import Anatomy
+from deepen.anatomy import BlockAnatomy
 from deepen.errors import DeepenError
 from deepen.methods.base import Block, Method, Options, Request
 from deepen.plans import Insert, Keep, Plan
@@ -47,7 +47,7 @@ def place(request: Request) -> Plan:
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: Anatomy, t: float, state: None
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
 ) -> Iterator[tuple[str, Tensor]]:
     """Copy the block below."""
     for name in anatomy.block:

@@ -9,11 +9,7 @@ from deepen.errors import DeepenError
 from deepen.records import read_lineage
 from deepen.training.recipe import TrainingConfig
 
-_OUTSIDE = {
-    "embeddings": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-}
+_OUTSIDE = frozenset({"embeddings", "norm", "head"})
 
 
 @dataclass(frozen=True)
@@ -25,14 +21,14 @@ class Trains:
     blocks: tuple[int, ...]
     """Indices of the trained blocks; all of them if everything trains."""
     outside: frozenset[str]
-    """Names of the trained tensors outside all blocks."""
+    """What is trained outside all blocks: ``embeddings``, the last ``norm``, the ``head``."""
 
     def includes(self, family: Family, name: str) -> bool:
         """Whether a tensor is trained."""
         place = family.split(name)
-        if self.everything or name in self.outside:
-            return True
-        return place is not None and place[0] in self.blocks
+        if self.everything or place is None:
+            return self.everything or family.part(name) in self.outside
+        return place[0] in self.blocks
 
 
 def trainable(config: Mapping[str, Any], depth: int, training: TrainingConfig, name: str) -> Trains:
@@ -75,12 +71,12 @@ def trainable(config: Mapping[str, Any], depth: int, training: TrainingConfig, n
             f"Nothing would be trained: name blocks of {name} in training.trains, or more in "
             f"training.also."
         )
-    return Trains(False, tuple(blocks), frozenset(_OUTSIDE[part] for part in also))
+    return Trains(False, tuple(blocks), frozenset(also))
 
 
 def _everything(depth: int) -> Trains:
     """Train all there is."""
-    return Trains(True, tuple(range(depth)), frozenset(_OUTSIDE.values()))
+    return Trains(True, tuple(range(depth)), _OUTSIDE)
 
 
 def freeze(model: Any, trains: Trains, family: Family) -> None:  # noqa: ANN401 (no types there)

@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepen.anatomy import FAMILIES
 from deepen.base import Base
 from deepen.checkpoint import FolderSource
 from deepen.errors import DeepenError
+from deepen.forward import in_memory, load
 from deepen.training.arguments import precision_of
 from deepen.training.checkpointing import checkpoint_blocks
 from deepen.training.freeze import Trains, freeze
@@ -37,8 +39,8 @@ def check_length(base: Base, data: DataConfig) -> None:
     Raises:
         DeepenError: They are too long.
     """
-    positions = base.resolved.get("max_position_embeddings")
-    if isinstance(positions, int) and data.sequence_length > positions:
+    positions = base.positions
+    if positions is not None and data.sequence_length > positions:
         raise DeepenError(
             f"data.sequence_length={data.sequence_length} is longer than the {positions} positions "
             f"of {base.source.name}; lower it."
@@ -64,27 +66,28 @@ def load_model(base: Base, trains: Trains, training: TrainingConfig) -> Any:  # 
         base.source.folder, dtype=getattr(torch, precision)
     )
     model.config.use_cache = False
-    freeze(model, trains, base.family)
+    freeze(model, trains, FAMILIES[base.family.model_type])
     if precision != "float32":
-        _to_float32(model, base.source)
+        _to_float32(model, base)
     if training.activation_checkpointing:
-        blocks = model.get_submodule(base.family.block_prefix.rstrip("."))
+        blocks = model.get_submodule(FAMILIES[base.family.model_type].block_prefix.rstrip("."))
         checkpoint_blocks(blocks, _lowest(trains, base))
     return model
 
 
-def _to_float32(model: Any, source: FolderSource) -> None:  # noqa: ANN401
+def _to_float32(model: Any, base: Base) -> None:  # noqa: ANN401
     """Load what is trained again, in float32, so that no stored bit is lost."""
+    memory = in_memory(base)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         # Under FSDP only the first process holds data until the model is divided.
-        stored = parameter if parameter.is_meta else source.load(name).to(parameter.device)
+        stored = parameter if parameter.is_meta else load(base, memory, name).to(parameter.device)
         parameter.data = stored.to(torch.float32)
 
 
 def _lowest(trains: Trains, base: Base) -> int:
     """Return the lowest block that gradients reach."""
-    if trains.everything or "model.embed_tokens.weight" in trains.outside:
+    if trains.everything or "embeddings" in trains.outside:
         return 0
     return min(trains.blocks, default=base.depth)

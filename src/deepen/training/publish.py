@@ -14,18 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepen.anatomy import Anatomy
+from deepen.anatomy.translation import assemble
+from deepen.base import Base
 from deepen.checkpoint import DTYPES, FolderSource, TensorInfo
+from deepen.forward import in_memory
 from deepen.results import TrainRecord
 from deepen.side_files import copy_side_files
 from deepen.staging import staged
 from deepen.training.card import trained_card
+from deepen.training.freeze import Trains
 from deepen.write import ShardWriter
 
 
 def publish(
-    source: FolderSource,
+    base: Base,
     state: Mapping[str, Tensor],
-    trained: set[str],
+    trains: Trains,
     out: Path,
     *,
     dtype: str | None = None,
@@ -35,9 +40,9 @@ def publish(
     """Write the trained checkpoint to a folder that appears when it is whole.
 
     Args:
-        source: The checkpoint that was trained.
-        state: The model's parameters after training.
-        trained: Names of those that were trained.
+        base: The checkpoint that was trained.
+        state: The model's parameters after training, under the names that they have in memory.
+        trains: What was trained.
         out: The folder; an earlier one is replaced.
         dtype: Store every tensor so (``F32``); ``None`` keeps each tensor's own.
         chat_template: Template to store with the tokenizer.
@@ -47,21 +52,42 @@ def publish(
         RuntimeError: A frozen parameter has changed in memory.
         DeepenError: The disk is too small.
     """
+    source = base.source
+    assert isinstance(source, FolderSource)
     layout = {
-        name: TensorInfo(dtype or info.dtype, info.shape) for name, info in source.infos.items()
+        name: TensorInfo(dtype or info.dtype, info.shape) if info.is_float else info
+        for name, info in source.infos.items()
     }
+    memory = in_memory(base).anatomy
     needed = sum(info.nbytes for info in layout.values())
     with staged(out, {"trained": source.name}, needed, resume=False, overwrite=True) as folder:
         with closing(ShardWriter(folder, layout, "5GB")) as writer:
-            for name in layout:
+            for name, info in layout.items():
                 tensor = source.load(name)
-                if name in trained:
-                    tensor = state[name].detach().cpu()
-                elif name in state:
-                    _check_unchanged(name, state[name], tensor)
-                writer.write(name, tensor.to(DTYPES[layout[name].dtype]).contiguous())
+                after = _after(name, base, memory, state)
+                if after is not None and trains.includes(base.family, name):
+                    tensor = after
+                elif after is not None:
+                    _check_unchanged(name, after, tensor)
+                writer.write(name, tensor.to(DTYPES[info.dtype]).contiguous())
             writer.finish()
         _write_side_files(source, folder, dtype, chat_template, record)
+
+
+def _after(name: str, base: Base, memory: Anatomy, state: Mapping[str, Tensor]) -> Tensor | None:
+    """Return a stored tensor as it is in memory; ``None`` if the model does not hold it."""
+    if name in base.anatomy.trailing:
+        return None
+    try:
+        return assemble(
+            name,
+            base.source.infos[name].shape,
+            base.anatomy,
+            memory,
+            lambda n: state[n].detach().cpu(),
+        )
+    except KeyError:
+        return None
 
 
 def _check_unchanged(name: str, after: Tensor, stored: Tensor) -> None:

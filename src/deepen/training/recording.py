@@ -51,7 +51,7 @@ def make_record(
         base.depth,
         length,
         trains_everything=trains.everything,
-        trains_head="lm_head.weight" in trains.outside,
+        trains_head="head" in trains.outside,
     )
     return TrainRecord(
         stage=stage,

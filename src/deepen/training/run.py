@@ -140,7 +140,6 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     model = load_model(job.base, job.trains, training)
     parameters, trained = counts(model)
-    names = {name for name, p in model.named_parameters() if p.requires_grad}
     folder.check_disk(trained, sum(info.nbytes for info in job.source.infos.values()))
     tell(_told(job, parameters, trained))
     engine = make_engine(recipe, job.stage, model, job.data, job.tokenizer, job.schedule, progress)
@@ -168,9 +167,9 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     )
     if rank() == 0:
         publish(
-            job.source,
+            job.base,
             state,
-            names,
+            job.trains,
             folder.model,
             dtype="F32" if training.save_dtype == "float32" else None,
             chat_template=job.tokenizer.chat_template if recipe.data.chat_template else None,

@@ -1,0 +1,7 @@
+"""Mixtures of experts."""
+
+from typing import Any
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {}),
+}

@@ -1,0 +1,52 @@
+"""A tiny model of any causal language model family that transformers can build."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+BLOCKS = 6
+VOCABULARY = 320
+
+# Whatever a config class calls its sizes; those that it does not have are left out.
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), BLOCKS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 32),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), 48),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 128),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), None),
+    "vocab_size": VOCABULARY,
+    "head_dim": 8,
+    "eos_token_id": 0,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+    "word_embed_proj_dim": 32,
+    "rotary_dim": 4,
+}
+
+
+def config(model_type: str, **settings: Any) -> PreTrainedConfig:
+    """Return a tiny config of a family, four heads wide and six blocks deep."""
+    cls = CONFIG_MAPPING[model_type]
+    default, parameters = cls(), inspect.signature(cls.__init__).parameters
+    sizes = {k: v for k, v in _SIZES.items() if hasattr(default, k) or k in parameters}
+    return cls(**(sizes | settings))
+
+
+def model(model_type: str, seed: int = 0, **settings: Any) -> Any:
+    """Build a tiny model, every parameter of it random, norms and biases too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = AutoModelForCausalLM.from_config(
+            config(model_type, **settings), dtype=torch.float32
+        )
+        with torch.no_grad():
+            for parameter in built.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return built.eval()
