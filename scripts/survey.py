@@ -1,0 +1,220 @@
+"""Grow a tiny model of every causal language model family that transformers has, with every method.
+
+    python scripts/survey.py            # the summary
+    python scripts/survey.py --write    # and the tables of docs/architectures.md
+
+Every parameter of a tiny model is random, norms and biases too. A growth by a method that promises
+the base's function is *exact* if float32 logits are equal to the last bit, else *wrong*; by any
+other method it is *grown* if the result passes ``deepen verify`` and loads with no key missing or
+left over, else *wrong*. What deepen refuses is listed with its reason.
+"""
+
+import argparse
+import collections
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import deepen  # noqa: E402
+import shrink  # noqa: E402
+from cases import CASES  # noqa: E402
+from deepen import methods  # noqa: E402
+from deepen.anatomy import FAMILIES, REFUSED  # noqa: E402
+from deepen.errors import DeepenError  # noqa: E402
+from deepen.growth import preview  # noqa: E402
+from deepen.quiet import quiet_transformers  # noqa: E402
+
+PAGE = ROOT / "docs" / "architectures.md"
+BEGIN, END = "<!-- survey: begin -->", "<!-- survey: end -->"
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+IDS = torch.randint(1, shrink.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one family."""
+
+    model_type: str
+    """The family."""
+    verdicts: dict[str, str]
+    """Method → exact, grown, wrong: …, or refused: …; empty if the family is refused."""
+    refused: str | None = None
+    """Why the family is refused."""
+
+
+def survey(model_type: str) -> Finding:
+    """Try one family: all its test cases, or its smallest default config."""
+    torch.set_num_threads(1)
+    logging.disable()
+    warnings.simplefilter("ignore")
+    cases = [settings for family, settings in CASES.values() if family == model_type]
+    verdicts: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
+        for number, settings in enumerate(cases or [{}]):
+            base = Path(scratch) / f"base-{number}"
+            try:
+                shrink.model(model_type, **settings).save_pretrained(base)
+            except Exception as error:  # whatever a family's own code raises
+                if model_type in FAMILIES:
+                    raise
+                built = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+                return Finding(model_type, {}, REFUSED.get(model_type, f"no table ({built})"))
+            try:
+                preview(base)
+            except DeepenError as error:
+                if model_type not in FAMILIES:
+                    return Finding(model_type, {}, REFUSED.get(model_type, "no table yet"))
+                return Finding(model_type, {"preview": f"wrong: {error}"})
+            for method in methods.names():
+                found = attempt(base, Path(scratch) / f"{method}-{number}", method)
+                before = verdicts.get(method, found)
+                verdicts[method] = found if before in ("exact", "grown") else before
+    return Finding(model_type, verdicts)
+
+
+def attempt(base: Path, out: Path, method: str) -> str:
+    """Grow with one method and hold the result to what it promises."""
+    try:
+        deepen.grow(base, out, method=method)
+    except DeepenError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"wrong: {type(error).__name__}: {error}"
+    try:
+        before, after = logits(base), logits(out)
+        record = deepen.verify(base, out, sequences=1, length=16)
+    except Exception as error:
+        return f"wrong: {type(error).__name__}: {error}"
+    failed = [check.detail for check in record.checks if not check.passed]
+    if failed:
+        return f"wrong: {failed[0]}"
+    if methods.get(method).preserves_function:
+        difference = float((after - before).abs().max())
+        return "exact" if torch.equal(after, before) else f"wrong: logits differ by {difference:.2g}"
+    return "grown" if torch.isfinite(after).all() else "wrong: NaN"
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """Load a checkpoint as any user would, with no key missing or left over, and run it."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            raise ValueError(f"{problem}: {sorted(map(str, report[problem]))[:3]}")
+    with torch.no_grad():
+        return model.eval()(IDS, use_cache=False).logits
+
+
+def silenced_by(model_type: str) -> str:
+    """Say which tensors of a family are silenced, and at what value where it is not 0."""
+    found: dict[str, float] = {}
+    for table in FAMILIES[model_type].kinds.values():
+        for name, stored in table.items():
+            for part in stored.parts:
+                if part.silent is not None and not part.bias:
+                    found[name.removesuffix(".weight")] = part.silent
+    return ", ".join(f"`{n}`" + (f" = {v:g}" if v else "") for n, v in found.items())
+
+
+def fields(model_type: str) -> str:
+    """Name the config fields of a family that grow with the stack."""
+    family = FAMILIES[model_type]
+    names = [*family.per_layer_lists, *family.index_lists, *family.prefix_counts]
+    return ", ".join(f"`{name}`" for name in names) or "–"
+
+
+def tables(findings: list[Finding]) -> Iterator[str]:
+    """Yield the lines of the page's generated part."""
+    grown = [f for f in findings if f.verdicts]
+    names = methods.names()
+    yield summary(findings)
+    yield ""
+    yield "| family | " + " | ".join(f"`{name}`" for name in names) + " | silenced | per-layer config |"
+    yield "|---" * (len(names) + 3) + "|"
+    notes: dict[str, int] = {}
+    for finding in grown:
+        cells = []
+        for name in names:
+            verdict = finding.verdicts[name]
+            if verdict.startswith("refused: "):
+                note = notes.setdefault(verdict.removeprefix("refused: "), len(notes) + 1)
+                verdict = f"refused ({note})"
+            cells.append(verdict)
+        yield (
+            f"| `{finding.model_type}` | {' | '.join(cells)} | {silenced_by(finding.model_type)} "
+            f"| {fields(finding.model_type)} |"
+        )
+    yield ""
+    for text, note in notes.items():
+        yield f"({note}) {text}  "
+    yield ""
+    yield "Some configs of these families are refused:"
+    yield ""
+    for model_type, family in FAMILIES.items():
+        for refusal in family.refusals:
+            yield f"- `{model_type}`: {refusal.reason}."
+    yield ""
+    yield "### Refused families"
+    yield ""
+    reasons = collections.defaultdict(list)
+    for finding in findings:
+        if finding.refused:
+            reasons[finding.refused].append(f"`{finding.model_type}`")
+    yield "| why | families |"
+    yield "|---|---|"
+    for reason, families in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        yield f"| {reason} | {', '.join(families)} |"
+
+
+def summary(findings: list[Finding]) -> str:
+    """Count what is right, refused and wrong."""
+    wrong = [f for f in findings if any(v.startswith("wrong") for v in f.verdicts.values())]
+    right = sum(bool(f.verdicts) for f in findings) - len(wrong)
+    refused = sum(f.refused is not None for f in findings)
+    text = (
+        f"Of the {len(findings)} causal language model families of transformers "
+        f"{version('transformers')}: **{right} grown right, {refused} refused, {len(wrong)} wrong**."
+    )
+    for finding in wrong:
+        text += f"\n- {finding.model_type}: {finding.verdicts}"
+    return text
+
+
+def main() -> None:
+    """Run the survey."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("families", nargs="*", help="only these; by default all")
+    parser.add_argument("--write", action="store_true", help="rewrite docs/architectures.md")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    asked = parser.parse_args()
+    names = asked.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES})
+    with ProcessPoolExecutor(asked.jobs) as pool:
+        findings = list(pool.map(survey, names))
+    print("\n".join(tables(findings)) if asked.families else summary(findings))
+    if asked.write:
+        text = PAGE.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        body = "\n".join([BEGIN, *tables(findings), END])
+        PAGE.write_text(before + body + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
