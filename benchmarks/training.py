@@ -2,7 +2,8 @@
 
 Usage::
 
-    python benchmarks/training.py [--like few-million|tiny] [--rounds 9] [--json FILE]
+    python benchmarks/training.py [--like few-million|tiny] [--checkpointing] [--rounds 9]
+                                  [--json FILE]
 
 A random Llama is trained in float32 on the CPU: forward, loss, backward, clipping, AdamW, nothing
 else. The rows take one step each in turn, round after round; seconds are medians over the rounds,
@@ -12,6 +13,8 @@ the CPU's fused one), kept bytes by saved-tensor hooks, and peak memory is what 
 gains over two steps, from before the model is built. The estimate of memory is a bound from above:
 it adds up weights, gradients, optimizer, activations and the loss, which in a step without
 accumulation are not all there at once.
+With ``--checkpointing`` blocks compute their activations anew; kept bytes are then those of the
+forward pass and, beside them, of the one block that the backward pass is in.
 """
 
 import argparse
@@ -39,6 +42,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from deepen.anatomy import FAMILIES
 from deepen.base import Base, as_base
 from deepen.checkpoint import ModuleSource
+from deepen.training.checkpointing import checkpoint_blocks
 from deepen.training.estimate import Estimate, placements
 from deepen.training.freeze import Trains, freeze
 
@@ -100,6 +104,9 @@ class Run:
         everything = row.trains == "everything"
         trains = Trains(everything, tuple(row.trained_blocks), frozenset())
         freeze(self.model, trains, FAMILIES["llama"])
+        self.checkpointing, self.highest = row.activation_checkpointing, row.trained_blocks[-1]
+        if self.checkpointing:
+            checkpoint_blocks(self.model.model.layers, min(row.trained_blocks))
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
         shape = (like.sequences, like.sequence_length)
@@ -129,7 +136,7 @@ class Run:
         return int(counter.get_total_flops())
 
     def kept_bytes(self) -> int:
-        """Measure what a forward pass keeps for the backward pass, weights left aside."""
+        """Measure what a step keeps for the backward pass, weights left aside."""
         weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         kept: dict[int, Tensor] = {}
 
@@ -139,8 +146,18 @@ class Run:
                 kept[storage] = tensor
             return tensor
 
+        block, given = self.model.model.layers[self.highest], []
+        hook = block.register_forward_pre_hook(
+            lambda module, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+        )
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.loss()
+            if self.checkpointing:  # one trained block by itself, as the backward pass has it
+                args, kwargs = given[0]
+                block.gradient_checkpointing = False
+                block(*args, **kwargs)
+                block.gradient_checkpointing = True
+        hook.remove()
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -177,11 +194,16 @@ def peaks(name: str, rows: list[Estimate]) -> list[int]:
         return list(pool.map(partial(peak_bytes, name, torch.get_num_threads()), rows))
 
 
-def measure(name: str, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, rounds: int, checkpointing: bool) -> list[dict[str, Any]]:
     """Measure every row beside its estimate."""
     like = LIKE[name]
-    conditions = {"sequence_length": like.sequence_length, "sequences": like.sequences}
-    rows = placements(base_of(like), like.new_layers, **conditions)
+    rows = placements(
+        base_of(like),
+        like.new_layers,
+        sequence_length=like.sequence_length,
+        sequences=like.sequences,
+        activation_checkpointing=checkpointing,
+    )
     peak = peaks(name, rows)
     runs = [Run(like, row) for row in rows]
     for run in runs:  # the optimizers' states are made in the first step
@@ -211,11 +233,12 @@ def times(measured: list[dict[str, Any]]) -> Table:
     for row in measured:
         found = row["estimate"]
         tokens = found["sequences"] * found["sequence_length"]
+        flops = found["flops_per_token"] + found["recomputation_flops_per_token"]
         wall, cpu = (median(row[key]) for key in ("wall_seconds", "cpu_seconds"))
         shown.add_row(
             found["label"],
             f"{found['relative_blocks']:.3f}",
-            f"{found['flops_per_token'] * tokens / 1e9:.3f}",
+            f"{flops * tokens / 1e9:.3f}",
             f"{row['flops'] / 1e9:.3f}",
             f"{found['relative_step_time']:.3f}",
             f"{cpu / median(full['cpu_seconds']):.3f}",
@@ -249,16 +272,20 @@ def main() -> None:
     """Read the command line, measure and show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--like", choices=LIKE, default="few-million", help="model and batch")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="compute activations anew in the backward pass"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="file for all single measurements")
     given = parser.parse_args()
     load = os.getloadavg()[0]
-    measured = measure(given.like, given.rounds)
+    measured = measure(given.like, given.rounds, given.checkpointing)
     packages = ("deepen", "torch", "transformers")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     parameters = measured[0]["estimate"]["parameters"] / 1e6
+    how = f"{given.like}, checkpointing" if given.checkpointing else given.like
     print(
-        f"{given.like}: {measured[0]['estimate']['depth']} blocks, {parameters:.1f} M parameters; "
+        f"{how}: {measured[0]['estimate']['depth']} blocks, {parameters:.1f} M parameters; "
         f"medians of {given.rounds}; {torch.get_num_threads()} threads, load {load:.1f} at the "
         f"start; {versions}"
     )

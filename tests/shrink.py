@@ -35,8 +35,18 @@ def config(model_type: str, **settings: Any) -> PreTrainedConfig:
     """Return a tiny config of a family, four heads wide and six blocks deep."""
     cls = CONFIG_MAPPING[model_type]
     default, parameters = cls(), inspect.signature(cls.__init__).parameters
-    sizes = {k: v for k, v in _SIZES.items() if hasattr(default, k) or k in parameters}
+    sizes = {k: v for k, v in _SIZES.items() if _has(default, k) or k in parameters}
     return cls(**(sizes | settings))
+
+
+def _has(default: PreTrainedConfig, field: str) -> bool:
+    """Whether a config has a field; those that differ between blocks cannot be read."""
+    if isinstance(getattr(type(default), field, None), property):
+        return False
+    try:
+        return hasattr(default, field)
+    except RuntimeError:
+        return True
 
 
 def model(model_type: str, seed: int = 0, **settings: Any) -> Any:

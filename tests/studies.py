@@ -191,6 +191,28 @@ def arm_record(arm: str, seed: int, index: int, tasks: Sequence[str] = TASKS) ->
     )
 
 
+def tuned(record: ArmRecord, index: int) -> ArmRecord:
+    """Add a short fine-tuning to a line of records.jsonl."""
+    noise = random.Random(f"rows {record.seed}")
+    curve = [
+        point.model_copy(
+            update={
+                "tokens": point.step * 700,
+                "wall_seconds": point.wall_seconds / 3,
+                "loss_nats_per_token": 1.3
+                + 0.02 * index
+                + 0.9 * math.exp(-point.step / 9)
+                + noise.gauss(0, 0.05),
+            }
+        )
+        for point in record.train.curve[:20]
+    ]
+    update = {"stage": "sft", "steps": 40, "tokens": 28_000, "curve": curve}
+    scored = eval_record(f"{record.arm} tuned", 2.7 + 0.02 * index, TASKS, record.seed)
+    fine_tuning = record.train.model_copy(update=update)
+    return record.model_copy(update={"fine_tuning": fine_tuning, "after_fine_tuning": scored})
+
+
 def study(
     arms: Sequence[str] = ARMS, seeds: Sequence[int] = (0, 1, 2), tasks: Sequence[str] = TASKS
 ) -> tuple[list[ArmRecord], StudySummary]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from deepen.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
 from deepen.checkpoint import Source, is_finite
 from deepen.errors import DeepenError
 from deepen.hub import open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class LazyBlock(Mapping[str, Tensor]):
@@ -107,7 +110,7 @@ def as_base(source: Source) -> Base:
             describes a model that cannot be grown.
     """
     family = _family(source)
-    resolved = _resolve(source, family.model_type)
+    resolved = _resolve(source, family)
     for refusal in family.refusals:
         if refusal.when(resolved):
             raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
@@ -120,13 +123,29 @@ def as_base(source: Source) -> Base:
                     f"Tensor {anatomy.family.name(index, suffix)!r} is stored as {info.dtype}, "
                     f"which deepen cannot compute with; give it an unquantised checkpoint."
                 )
-    tied = resolved.get("tie_word_embeddings", True)
-    if family.head not in anatomy.outside and not tied:
+    tied, head = resolved.get("tie_word_embeddings", True), anatomy.family.head
+    if head not in anatomy.outside and not tied:
         raise DeepenError(
-            f"The checkpoint lacks tensor {family.head!r}, and config.json does not tie it to the "
+            f"The checkpoint lacks tensor {head!r}, and config.json does not tie it to the "
             f"embeddings (tie_word_embeddings); fetch or export it again."
         )
     return Base(source, resolved, anatomy)
+
+
+def transformers_config(source: Source) -> "PreTrainedConfig":
+    """Return transformers' config object of a source."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[source.config["model_type"]].from_dict(_untagged(source.config))
+
+
+def _untagged(value: Any) -> Any:  # noqa: ANN401 (anything that JSON holds)
+    """Return a part of config.json with the numbers that JSON lacks: transformers tags infinity."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _untagged(entry) for key, entry in value.items()}
+    return [_untagged(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _family(source: Source) -> Family:
@@ -157,14 +176,13 @@ def _family(source: Source) -> Family:
     raise DeepenError(f"{source.name} is {what}.")
 
 
-def _resolve(source: Source, model_type: str) -> dict[str, Any]:
+def _resolve(source: Source, family: Family) -> dict[str, Any]:
     """Fill in the family's defaults as transformers does."""
-    from transformers import CONFIG_MAPPING
-
     try:
-        resolved: dict[str, Any] = (
-            CONFIG_MAPPING[model_type].from_dict(dict(source.config)).to_dict()
-        )
+        config = transformers_config(source)
+        # A config that counts its blocks by the length of a list does not store the number.
+        depth = {family.depth_field: getattr(config, family.depth_field)}
+        resolved: dict[str, Any] = depth | config.to_dict()
     except Exception as error:  # the config classes raise many types, all for a wrong config
         reason = " ".join(str(error).split())
         raise DeepenError(

@@ -6,14 +6,16 @@ checkpoint does, each one is put together when it is fetched.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deepen.anatomy import FAMILIES, Anatomy, dissect
 from deepen.anatomy.translation import assemble, missing
-from deepen.base import Base
+from deepen.base import Base, transformers_config
 from deepen.checkpoint import Source
 
 
@@ -36,7 +38,9 @@ class _Weights(Mapping[str, Tensor]):
         self._base, self._memory, self._names = base, memory, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return load(self._base, self._memory, self._names[name]).float()
+        # Copied, because products over memory that is not aligned can round otherwise, and shards
+        # align to 8 bytes at most.
+        return load(self._base, self._memory, self._names[name]).to(torch.float32, copy=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -48,9 +52,9 @@ class _Weights(Mapping[str, Tensor]):
 def empty_model(source: Source) -> nn.Module:
     """Build the transformers model of a source's config, without weights but with its buffers."""
     from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = CONFIG_MAPPING[source.config["model_type"]].from_dict(dict(source.config))
+    config = transformers_config(source)
     with init_empty_weights(include_buffers=False):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
@@ -78,19 +82,19 @@ def missing_and_extra(base: Base) -> tuple[list[str], list[str]]:
     """
     memory, ours = in_memory(base), base.anatomy
     lacking = [part for name in memory.shapes for part in missing(name, memory.anatomy, ours)]
-    kept = [name for name in base.source.infos if name not in ours.trailing]
+    carried = base.family.carried
+    kept = [n for n in base.source.infos if n not in ours.trailing and not n.startswith(carried)]
     extra = [part for name in kept for part in missing(name, ours, memory.anatomy)]
     tied = set(getattr(memory.module, "all_tied_weights_keys", {}))
     return sorted(set(lacking)), sorted(set(extra) - tied)
 
 
-@torch.no_grad()
-def logits(base: Base, tokens: Tensor, device: torch.device) -> Tensor:
-    """Return a causal language model's logits ``[batch, length, vocabulary]`` in float32.
+@contextmanager
+def streamed(base: Base, device: torch.device) -> Iterator[InMemory]:
+    """Make a base's model ready to run in float32, its weights fetched as its modules run.
 
     Args:
         base: The model.
-        tokens: Token ids ``[batch, length]``.
         device: Where to compute.
     """
     from accelerate import cpu_offload
@@ -101,6 +105,11 @@ def logits(base: Base, tokens: Tensor, device: torch.device) -> Tensor:
     names = {name: name for name, _ in model.named_parameters(remove_duplicate=False)}
     for tied, original in getattr(model, "all_tied_weights_keys", {}).items():
         names[tied] = original
+    for name, buffer in model.named_buffers():
+        if name in memory.shapes and _is_learned(memory.anatomy, name):
+            buffer.copy_(load(base, memory, name))
+    if base.family.embeds_apart:
+        model.register_forward_pre_hook(_embedded, with_kwargs=True)
     cpu_offload(
         model,
         execution_device=device,
@@ -108,6 +117,34 @@ def logits(base: Base, tokens: Tensor, device: torch.device) -> Tensor:
         preload_module_classes=list(base.family.preload),
     )
     try:
-        return model(tokens.to(device), use_cache=False).logits.cpu()
+        with torch.no_grad():
+            yield memory
     finally:
         remove_hook_from_module(model, recurse=True)
+
+
+def logits(base: Base, tokens: Tensor, device: torch.device) -> Tensor:
+    """Return a causal language model's logits ``[batch, length, vocabulary]`` in float32.
+
+    Args:
+        base: The model.
+        tokens: Token ids ``[batch, length]``.
+        device: Where to compute.
+    """
+    with streamed(base, device) as memory:
+        return memory.module(tokens.to(device), use_cache=False).logits.cpu()
+
+
+def _embedded(
+    model: Any,  # noqa: ANN401 (a transformers model)
+    args: tuple[Tensor],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[()], dict[str, Any]]:
+    """Give a model the embeddings of its tokens instead of the tokens."""
+    return (), {"inputs_embeds": model.get_input_embeddings()(*args), **kwargs}
+
+
+def _is_learned(anatomy: Anatomy, name: str) -> bool:
+    """Whether a buffer that checkpoints hold is part of what the model has learned."""
+    place = anatomy.family.split(name)
+    return place is None or not anatomy.blocks[place[0]].stored[place[1]].is_buffer

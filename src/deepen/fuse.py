@@ -107,8 +107,10 @@ def _is_buffer(base: Base, insert: Insert, suffix: str) -> bool:
 def _prepare(growth: Growth, progress: Progress) -> object:
     """Let the method look at the whole stack."""
     assert growth.method.prepare is not None
-    blocks = [growth.base.block(i, growth.device) for i in range(growth.base.depth)]
-    return growth.method.prepare(growth.options, blocks, growth.base.anatomy, growth.seed, progress)
+    inserts = growth.plan.inserts
+    return growth.method.prepare(
+        growth.options, growth.base, inserts, growth.seed, growth.device, progress
+    )
 
 
 def new_block(growth: Growth, insert: Insert, state: object) -> Iterator[tuple[str, Tensor]]:
@@ -129,7 +131,7 @@ def new_block(growth: Growth, insert: Insert, state: object) -> Iterator[tuple[s
     missing = dict.fromkeys(anatomy.block)
     parts = Counter(place.suffix for place in anatomy.places.values())
     unfinished: dict[str, Tensor] = {}
-    for name, tensor in growth.method.fuse(growth.options, below, above, anatomy, insert.t, state):
+    for name, tensor in growth.method.fuse(growth.options, below, above, anatomy, insert, state):
         if name not in missing:
             raise DeepenError(f"{who} made tensor {name!r} twice or unasked {where}.")
         del missing[name]

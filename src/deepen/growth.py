@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -164,16 +165,24 @@ def _growth(base: Base, **how: Unpack[How]) -> Growth:
         new_layers=how.get("new_layers"),
         placement=placements.parse(where) if where else None,
         per_gap=how.get("per_gap", 1),
+        scores=partial(_scores, base, how.get("device", "auto")),
     )
     return Growth(
         base=base,
-        plan=paired(method.place(request), base.anatomy),
+        plan=paired(method.place(request), base.anatomy, base.resolved),
         placement=where,
         method=method,
         options=parse_options(method, how.get("options") or {}),
         seed=how.get("seed", 0),
         device=device.choose(how.get("device", "auto")),
     )
+
+
+def _scores(base: Base, where: str) -> list[float]:
+    """Say how well the blocks around each gap align."""
+    from deepen.alignment import gap_scores
+
+    return gap_scores(base, device.choose(where))
 
 
 def _config(growth: Growth) -> dict[str, Any]:
@@ -194,7 +203,7 @@ def _config(growth: Growth) -> dict[str, Any]:
         plan=growth.plan.to_json(),
         new_blocks=growth.plan.new_blocks,
         trains=growth.method.trains,
-        preserves_function=growth.method.preserves_function,
+        preserves_function=growth.method.keeps_function(growth.options),
         versions=versions(),
     )
     lineage = Lineage(new_blocks=step.new_blocks, steps=[*(before.steps if before else []), step])

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from deepen.alignment import align
 from deepen.base import open_base
+from deepen.methods.base import Progress, silent
 from deepen.records import Origin, Record, Step, read_lineage
+from deepen.results import AlignmentRecord
 
 
 class InspectRecord(Record):
@@ -29,14 +32,28 @@ class InspectRecord(Record):
     """All growths, the earliest first."""
     origins: list[Origin]
     """For each block, where it comes from."""
+    alignment: AlignmentRecord | None = None
+    """How well neighbouring blocks align, if asked for."""
 
 
-def inspect(model: str | Path, *, revision: str | None = None) -> InspectRecord:
-    """Read a checkpoint's headers and lineage, grown or not.
+def inspect(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    alignment: bool = False,
+    calibration: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> InspectRecord:
+    """Read a checkpoint's headers and lineage, grown or not, and measure its blocks if asked.
 
     Args:
         model: Checkpoint folder or hub id.
         revision: Branch, tag or commit on the hub.
+        alignment: Whether to measure how well neighbouring blocks align; see ``align``.
+        calibration: Text to compare what blocks compute on; implies ``alignment``.
+        device: Where to measure.
+        progress: Called with the stage and the finished share of it.
 
     Raises:
         DeepenError: The checkpoint cannot be read, or is of a family that deepen does not know.
@@ -58,4 +75,9 @@ def inspect(model: str | Path, *, revision: str | None = None) -> InspectRecord:
         origins=lineage.origins()
         if lineage
         else [Origin(step=0, block=index) for index in range(base.depth)],
+        alignment=align(
+            model, revision=revision, calibration=calibration, device=device, progress=progress
+        )
+        if alignment or calibration
+        else None,
     )

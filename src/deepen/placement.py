@@ -5,11 +5,14 @@ blocks; methods that copy can also use the open gap L - 1 above the last block. 
 named strategies are drawn in docs/methods.md.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepen.errors import DeepenError, unknown
 
-NAMES = ("top", "middle", "bottom", "top-bottom", "uniform")
+NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
+SCORED = {"quality": -1, "quality-low": 1}
+"""Placements that look at the weights → sign of a gap's score in the order they prefer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ def parse(text: str) -> Placement:
 
 
 def choose_gaps(
-    placement: Placement, depth: int, new_layers: int | None, per_gap: int, *, open_top: bool
+    placement: Placement,
+    depth: int,
+    new_layers: int | None,
+    per_gap: int,
+    *,
+    open_top: bool,
+    scores: Callable[[], Sequence[float]] | None = None,
 ) -> list[int]:
     """Choose the gap of every new block.
 
@@ -56,6 +65,7 @@ def choose_gaps(
         new_layers: Number of new blocks; by default half of L, or as many as ``after`` lists.
         per_gap: How many new blocks a gap may take.
         open_top: Whether the gap above the last block may be used (methods that copy).
+        scores: Says how well the blocks around each inner gap align; only ``quality`` asks.
 
     Returns:
         One gap per new block, ascending, repeated where a gap takes several.
@@ -71,7 +81,10 @@ def choose_gaps(
     wanted = max(1, depth // 2) if new_layers is None else new_layers
     if wanted < 1:
         raise DeepenError(f"There must be at least 1 new layer, not {wanted}.")
-    order = _preferred(placement.name, depth, slots, wanted)
+    if placement.name in SCORED:
+        order = _by_score(placement, depth, scores)
+    else:
+        order = _preferred(placement.name, depth, slots, wanted)
     if wanted > len(order) * per_gap:
         raise DeepenError(
             f"Placement {placement.name!r} of {depth} blocks holds {len(order) * per_gap} new "
@@ -82,6 +95,19 @@ def choose_gaps(
         )
     # Full rounds over all gaps, then the remainder in the gaps that the strategy prefers.
     return sorted(order[i % len(order)] for i in range(wanted))
+
+
+def _by_score(
+    placement: Placement, depth: int, scores: Callable[[], Sequence[float]] | None
+) -> list[int]:
+    """List half of the inner gaps, the ones that align best, or worst, in front."""
+    if scores is None:
+        raise DeepenError(
+            f"Placement {placement.name!r} needs the base's weights; name another one here."
+        )
+    found, sign = scores(), SCORED[placement.name]
+    order = sorted(range(depth - 1), key=lambda gap: (sign * found[gap], -gap))
+    return order[: min(depth - 1, max(1, depth // 2))]
 
 
 def _listed(placement: Placement, depth: int, new_layers: int | None, slots: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from rich.console import Console, Group
 from rich.progress import (
@@ -281,7 +282,7 @@ def inspection(record: InspectRecord) -> Group:
     ]
     if not record.steps:
         rows.append(("lineage", "not grown by deepen"))
-        return Group(facts(rows))
+        return Group(facts(rows), *_aligned(record))
     share = record.new_parameters / record.parameters
     rows.append(("new", f"{record.new_parameters:,} parameters ({share:.1%})"))
     for number, step in enumerate(record.steps, start=1):
@@ -300,7 +301,42 @@ def inspection(record: InspectRecord) -> Group:
             f"copy of {parents}" if len(origin.parents) == 1 else f"{parents} at t = {origin.t:.3g}"
         )
         table.add_row(str(index), Text(f"step {origin.step}: {origin.method}, {where}", "green"))
-    return Group(facts(rows), table)
+    return Group(facts(rows), table, *_aligned(record))
+
+
+def _aligned(record: InspectRecord) -> list[Table | Text]:
+    """Show how well neighbouring blocks align, if that was measured."""
+    if record.alignment is None:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    headings = ("blocks", "new", "part", "same", "match", "chance", "stay", "spread", "CKA", "norm")
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading == "part" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for block in record.alignment.blocks:
+        ratios = sorted(block.norm_ratios.values())
+        for row, part in enumerate(block.parts):
+            first = row == 0
+            neurons = part.part == "neurons"
+            table.add_row(
+                f"{block.below}|{block.above}" if first else "",
+                str(block.block) if first and block.block is not None else "",
+                f"{part.units} {part.part}",
+                f"{part.similarity_before:.3f}",
+                f"{part.similarity_after:.3f}",
+                Text(f"{part.similarity_by_chance:.3f}", "dim"),
+                f"{part.in_place:.1%}",
+                f"{block.effective_matches:.1f}" if neurons and block.effective_matches else "",
+                f"{block.cka:.2f}" if first and block.cka is not None else "",
+                f"{ratios[len(ratios) // 2]:.2f}" if first and ratios else "",
+            )
+    legend = (
+        "same: mean cosine of parts of the same index; match: of the best one-to-one match; "
+        "chance: the same for unrelated blocks; stay: share matched to its own index; spread: "
+        "neurons that the entropic plan spreads one over; CKA: of what the blocks add; norm: row "
+        "norms of the new block as a share of the upper block's."
+    )
+    return [table, Text(legend, "dim")]
 
 
 def method_table(methods: list[Method]) -> Table:

@@ -62,6 +62,10 @@ def test_an_arm_s_own_settings_win():
         ({"arms": ["opt-deuz"]}, "Unknown method 'opt-deuz'; did you mean 'opt-deus'"),
         ({"arms": [{"method": "lesa", "options": {"epoch": 2}}]}, "did you mean 'epochs'"),
         ({"arms": ["solar", "solar"]}, "Two arms of the study are called 'solar'"),
+        (
+            {"arms": [{"method": "solar", "label": "a b"}, {"method": "lesa", "label": "A/b"}]},
+            "one folder",
+        ),
         ({"seeds": [0, 0]}, "names a seed twice"),
         ({"arms": [{"method": "solar", "training": {"learning_rat": 1}}]}, "learning_rate"),
     ],
@@ -81,6 +85,8 @@ def test_what_two_studies_do_not_share():
     first = study().model_dump(mode="json")
     more = study(seeds=[0, 1, 2, 3], arms=["base", "opt-deus", "lesa"]).model_dump(mode="json")
     assert difference(first, more) is None
+    assert difference(first, study(title="Tops").model_dump(mode="json")) is None
+    assert difference({k: v for k, v in first.items() if k != "title"}, first) is None
     other = study(training={"max_steps": 9}).model_dump(mode="json")
     assert difference(first, other) == "training.batch_size"
     relabelled = [{"method": "opt-deus", "label": "solar"}]

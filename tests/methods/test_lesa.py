@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from deepen.anatomy import FAMILIES, dissect
 from deepen.methods import lesa
+from deepen.plans import Insert
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -76,15 +77,15 @@ def blocks(depth=5):
     ]
     shapes = {f"model.layers.{i}.{s}": shape for i in range(depth) for s, shape in suffixes.items()}
     shapes |= {"model.embed_tokens.weight": (9, 8), "model.norm.weight": (8,)}
-    return made, dissect(FAMILIES["llama"], {"num_hidden_layers": depth}, shapes)
+    return made, dissect(FAMILIES["llama"], {"num_hidden_layers": depth}, shapes).blocks[0]
 
 
 @pytest.mark.parametrize("norms", ["first", "mean"])
 def test_norms_and_biases(norms):
     stack, anatomy = blocks()
     options = lesa.Options(epochs=1, norms=norms)
-    state = lesa.prepare(options, stack, anatomy, 0, lambda *_: None)
-    new = dict(lesa.fuse(options, stack[2], stack[3], anatomy.blocks[2], 0.5, state))
+    state = lesa.learn(options, stack, anatomy, 0, lambda *_: None)
+    new = dict(lesa.fuse(options, stack[2], stack[3], anatomy, Insert(2, 3, 0.5), state))
     gain, bias = "input_layernorm.weight", "self_attn.q_proj.bias"
     mean = (stack[2][gain] + stack[3][gain]) / 2
     assert torch.equal(new[gain], stack[0][gain] if norms == "first" else mean)
@@ -100,9 +101,9 @@ def test_the_seed_decides_and_nothing_else():
                 options,
                 stack[2],
                 stack[3],
-                anatomy.blocks[2],
-                0.5,
-                lesa.prepare(options, stack, anatomy, seed, lambda *_: None),
+                anatomy,
+                Insert(2, 3, 0.5),
+                lesa.learn(options, stack, anatomy, seed, lambda *_: None),
             )
         )
         for seed in (0, 0, 1)

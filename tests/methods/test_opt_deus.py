@@ -8,6 +8,7 @@ import torch
 import oracles
 from deepen.anatomy import FAMILIES, BlockAnatomy, dissect
 from deepen.methods.opt_deus import METHOD, Options
+from deepen.plans import Insert
 from deepen.transport import sinkhorn
 
 HIDDEN_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -24,7 +25,7 @@ def _anatomy(block: dict[str, torch.Tensor]) -> BlockAnatomy:
 
 
 def _fuse(below, above, options=NORMALISED, t=0.5):
-    return dict(METHOD.fuse(options, below, above, _anatomy(above), t, None))
+    return dict(METHOD.fuse(options, below, above, _anatomy(above), Insert(0, 1, t), {}))
 
 
 def _published(below, above):

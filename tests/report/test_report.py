@@ -78,16 +78,57 @@ def test_a_study_of_one_seed_says_that_it_shows_little(tmp_path):
     assert "One seed only" in report(folder).read_text(encoding="utf-8")
 
 
-def test_scores_after_fine_tuning_have_a_table_of_their_own(tmp_path):
+def test_fine_tuning_has_a_table_and_curves_of_its_own(tmp_path):
     records, summary = studies.study(seeds=(0, 1))
-    assert "After fine-tuning" not in report(studies.write(tmp_path, records, summary)).read_text()
-    tuned = [
-        r.model_copy(update={"fine_tuning": r.train, "after_fine_tuning": r.before})
-        for r in records
-    ]
+    arms = {arm: index for index, arm in enumerate(summary.arms)}
+    plain = report(studies.write(tmp_path, records, summary)).read_text(encoding="utf-8")
+    assert "fine-tuning" not in plain.casefold()
+    assert plain.count('<figure class="chart">') == 3
+    tuned = [studies.tuned(record, arms[record.arm]) for record in records]
     html = report(studies.write(tmp_path, tuned, summary)).read_text(encoding="utf-8")
     assert "After fine-tuning" in html
+    assert html.count('<figure class="chart">') == 6
+    pre_training, fine_tuning = html.split("Supervised fine-tuning")
+    drawn = re.compile(r'<path class="(?:line|band) s\d" d="([^"]+)"')
+    shapes = [drawn.findall(part) for part in (pre_training, fine_tuning)]
+    assert not set(shapes[0]) & set(shapes[1]), "curves of one stage are drawn again"
+    # A line and a band for each arm, and once more less the base in the difference.
+    assert [len(found) for found in shapes] == [2 * (3 * len(arms) - 1)] * 2
     assert "After fine-tuning" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_study_that_is_half_fine_tuned_shows_the_curves_that_there_are(tmp_path):
+    records, summary = studies.study(seeds=(0, 1))
+    tuned = [studies.tuned(r, 0) if r.arm in ("base", "solar") else r for r in records]
+    html = report(studies.write(tmp_path, tuned, summary)).read_text(encoding="utf-8")
+    assert "After fine-tuning" not in html
+    lines = re.findall(r'<path class="line s(\d)"', html.split("Supervised fine-tuning")[1])
+    assert set(map(int, lines)) == {summary.arms.index("base"), summary.arms.index("solar")}
+
+
+@pytest.mark.parametrize(
+    ("study", "title"),
+    [
+        ({"title": "Ours & theirs"}, "Ours & theirs"),
+        ({}, "tops: llama-8b/base/model, grown and trained in 6 ways"),
+        ({"output": "runs/study"}, "runs/study: llama-8b/base/model, grown and trained in 6 ways"),
+        (
+            {"output": "x/demo/study/"},
+            "demo/study: llama-8b/base/model, grown and trained in 6 ways",
+        ),
+        ({"base": "meta-llama/Llama-3.2-1B"}, "tops: Llama-3.2-1B, grown and trained in 6 ways"),
+        ({"base": "./model"}, "tops: model, grown and trained in 6 ways"),
+        ({"base": "."}, "tops: ., grown and trained in 6 ways"),
+    ],
+)
+def test_the_title_is_the_study_s_or_names_its_folder_and_base(tmp_path, study, title):
+    records, summary = studies.study(seeds=(0,))
+    given = summary.study | {"output": "runs/tops", "base": "/data/llama-8b/base/model"} | study
+    report(studies.write(tmp_path, records, summary.model_copy(update={"study": given})))
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert title in page.text
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith(f"# {title}\n")
 
 
 @pytest.mark.parametrize("missing", ["records.jsonl", "summary.json"])

@@ -1,5 +1,6 @@
 """Estimates against torch's own counters: FLOPs by FlopCounterMode, bytes by saved-tensor hooks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -77,20 +78,33 @@ def test_flops_are_those_that_torch_counts(family: str, blocks: list[int] | None
     assert counter.get_total_flops() == expected * SEQUENCES * LENGTH
 
 
-def test_flops_of_a_trained_head() -> None:
-    model = tiny.model()
+@pytest.mark.parametrize("family", ["llama", "llama-biased"])
+@pytest.mark.parametrize("blocks", [[4], [2, 4], []])
+@pytest.mark.parametrize(
+    "also", [["head"], ["embeddings"], ["norm"], ["norm", "head"], ["embeddings", "norm", "head"]]
+)
+def test_flops_of_what_trains_beside_the_blocks(
+    family: str, blocks: list[int], also: list[str]
+) -> None:
+    model = tiny.model(family)
     model.set_attn_implementation("eager")
-    train_only(model, [4])
-    model.lm_head.requires_grad_(True)
+    train_only(model, blocks)
+    parts = {
+        "head": model.lm_head,
+        "embeddings": model.model.embed_tokens,
+        "norm": model.model.norm,
+    }
+    for part in also:
+        parts[part].requires_grad_(True)
     with FlopCounterMode(display=False) as counter:
         loss(model).backward()
     expected = training_flops_per_token(
-        base_of(model), [4], 6, LENGTH, trains_everything=False, trains_head=True
+        base_of(model), blocks, 6, LENGTH, trains_everything=False, also=also
     )
     assert counter.get_total_flops() == expected * SEQUENCES * LENGTH
 
 
-def kept_bytes(model: nn.Module) -> tuple[int, int]:
+def kept_bytes(model: nn.Module, forward: Callable[[Any], object] = loss) -> tuple[int, int]:
     """Return the bytes that a forward pass keeps: activations, and copies of weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()}
@@ -104,7 +118,7 @@ def kept_bytes(model: nn.Module) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss(model)
+        forward(model)
     sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in kept.items()}
     copies = sum(sizes[key] for key, tensor in kept.items() if tuple(tensor.shape) in shapes)
     return sum(sizes.values()) - copies, copies
@@ -136,6 +150,45 @@ def test_activations_are_those_that_torch_keeps(
     # Off by the loss's own scalar, the number of targets.
     assert found.activation_bytes == activations - 4
     assert found.copy_bytes == copies
+
+
+@pytest.mark.parametrize("blocks", [None, [1, 3, 5], [3, 4]])
+@pytest.mark.parametrize("family", ["llama", "llama-biased", "qwen3"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_keeps_what_torch_keeps(
+    family: str, blocks: list[int] | None, precision: Any
+) -> None:
+    model = tiny.model(family, **ODD)
+    base = base_of(model)
+    train_only(model, blocks)
+    narrow = precision == "bfloat16"
+    for parameter in model.parameters():
+        if narrow and not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    checkpoint_blocks(model.model.layers, min(blocks or [0]))
+    block = model.model.layers[max(blocks or [5])]
+
+    def forward(model: Any) -> None:
+        """Run the model, and then the block that the backward pass is in, once more by itself."""
+        given: list[Any] = []
+        hook = block.register_forward_pre_hook(lambda *call: given.append(call), with_kwargs=True)
+        loss(model)
+        hook.remove()
+        block.gradient_checkpointing = False
+        block(*given[0][1], **given[0][2])
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        activations, _ = kept_bytes(model, forward)
+    found = estimate(
+        base,
+        plan_with(blocks or [5]),
+        trains="new_blocks" if blocks else "everything",
+        sequence_length=LENGTH,
+        sequences=SEQUENCES,
+        precision=precision,
+        activation_checkpointing=True,
+    )
+    assert found.activation_bytes == activations - 4
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-biased", "qwen3"])

@@ -377,9 +377,9 @@ def test_bfloat16_weights_are_given_back_in_float32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": torch.zeros(30, HIDDEN)}, "differ in the shape of their query;"),
-        ({"value_bias": torch.zeros(10)}, "differ in the shape of their value_bias;"),
-        ({"rotary": Rotary(2)}, "differ in the shape of their rotary;"),
+        ({"query": torch.zeros(30, HIDDEN)}, "attentions of two blocks differ in query;"),
+        ({"value_bias": torch.zeros(10)}, "attentions of two blocks differ in value_bias;"),
+        ({"rotary": Rotary(2)}, "attentions of two blocks differ in rotary;"),
     ],
 )
 def test_attentions_of_different_kinds_are_refused(change, message):
@@ -393,6 +393,13 @@ def test_sizes_that_do_not_belong_together_are_refused(change):
     a = replace(_attention(1, Rotary(6)), **change)
     with pytest.raises(DeepenError, match="does not divide into"):
         match_attention(a, a)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    a, b = _attention(1, Rotary(6)), _attention(2, Rotary(6))
+    a.key[0, 0] = float("nan")
+    with pytest.raises(DeepenError, match="have a key that is infinite or not a number"):
+        match_attention(a, b)
 
 
 def test_a_similarity_of_the_wrong_size_is_refused():

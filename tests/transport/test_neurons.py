@@ -176,6 +176,24 @@ def test_scale_free_matching_does_not_see_the_strength_of_neurons(gated):
         assert not torch.equal(*scaled)
 
 
+def test_the_similarity_without_a_gate_is_the_mean_of_two():
+    a, b = _ffn(1, gated=False), _ffn(2, gated=False)
+    match = match_ffn(a, b)
+    i, j = int(match.source[4]), 4
+    pairs = (a.up[i], b.up[j]), (a.down[:, i], b.down[:, j])
+    expected = sum(float(x @ y / x.norm() / y.norm()) for x, y in pairs) / 2
+    assert match.similarity_after[j] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_up_down_scale_is_fixed_before_strengths_are_compared():
+    a, b = _ffn(1), _ffn(2)
+    plain, scaled = (
+        match_ffn(x, b, scale_free=False) for x in (a, _scrambled(a, moved=False, flipped=False))
+    )
+    assert torch.equal(scaled.source, plain.source)
+    torch.testing.assert_close(scaled.similarity_after, plain.similarity_after)
+
+
 def test_a_soft_plan_of_a_copy_is_sharp_and_recovers_it():
     a = _ffn(1, hidden=64, biased=True)
     b = _scrambled(a)
@@ -258,6 +276,18 @@ def test_dead_neurons_keep_the_function_finite_and_unchanged():
     torch.testing.assert_close(_forward(aligned, x), _forward(a, x), rtol=1e-10, atol=1e-10)
 
 
+def test_dead_neurons_are_scaled_as_the_others_are():
+    a, b = _ffn(1), _ffn(2)
+    a.up.mul_(9)
+    a.down[:, 3:7] = 0
+    balance = match_ffn(a, b).balance_below
+    rest = [i for i in range(N) if not 3 <= i < 7]
+    mean = balance[rest].log().mean().exp()
+    torch.testing.assert_close(balance[3:7], mean.expand(4))
+    ratio = (a.down.norm(dim=0) / a.up.norm(dim=1)).sqrt().double()
+    torch.testing.assert_close(balance[rest], ratio[rest])
+
+
 def test_joint_matching_withstands_noise_that_breaks_the_gate_alone():
     n, hidden, cosine = 160, 96, 0.55
     clean = _ffn(1, n=n, hidden=hidden)
@@ -311,16 +341,27 @@ def test_bfloat16_weights_are_matched_and_given_back_in_float32():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda ffn: _ffn(2, n=N + 1), "gate and up and down"),
+        (lambda ffn: _ffn(2, n=N + 1), "gate"),
         (lambda ffn: replace(ffn, gate=None), "gate"),
         (lambda ffn: replace(ffn, up_bias=torch.zeros(N)), "up_bias"),
     ],
 )
 def test_blocks_of_different_kinds_are_refused(change, word):
-    with pytest.raises(DeepenError, match=f"differ in the shape of {word};"):
+    with pytest.raises(DeepenError, match=f"FFNs of two blocks differ in {word};"):
         match_ffn(_ffn(1), change(_ffn(2)))
 
 
 def test_a_similarity_of_the_wrong_size_is_refused():
     with pytest.raises(DeepenError, match=r"\[3, 3\] does not fit 37 neurons"):
         match_ffn(_ffn(1), _ffn(2), similarity=torch.zeros(3, 3))
+    with pytest.raises(DeepenError, match="give one finite value for every pair"):
+        match_ffn(_ffn(1), _ffn(2), reg=0.1, similarity=torch.full((N, N), float("nan")))
+
+
+@pytest.mark.parametrize("reg", [None, 0.1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, reg):
+    b = _ffn(2)
+    b.down[3, 4] = value
+    with pytest.raises(DeepenError, match="have a down that is infinite or not a number"):
+        match_ffn(_ffn(1), b, reg=reg)

@@ -20,6 +20,10 @@ _NOT_PER_LAYER = frozenset(
         "short_factor",
         "long_factor",
         "mrope_section",
+        "time_step_limit",
+        "mlp_multipliers",
+        "ssm_multipliers",
+        "mtp_layers_block_type",
         "deepen",
     }
 )
@@ -45,6 +49,9 @@ def grown_config(
     explicit = family.explicit(resolved) if family.explicit else {}
     resolved = {**resolved, **explicit}
     grown = {**config, **explicit, family.depth_field: plan.depth}
+    if family.for_depth:
+        grown |= family.for_depth(resolved, plan.depth)
+    grown |= {field: plan.depth for field in family.depth_aliases if field in config}
     known = {*family.per_layer_lists, *family.index_lists}
     for field in (*_lists(config, plan.base_depth), *_lists(resolved, plan.base_depth)):
         if field not in known:
@@ -54,18 +61,19 @@ def grown_config(
             )
     for field in family.per_layer_lists:
         entries = grown.get(field) or resolved.get(field)
-        if isinstance(entries, list | tuple):
+        if isinstance(entries, list | tuple | str):
             if len(entries) != plan.base_depth:
                 raise DeepenError(
                     f"config.json has {len(entries)} entries in {field!r} for {plan.base_depth} "
                     f"blocks; correct the checkpoint."
                 )
-            grown[field] = [entries[parent] for parent in plan.type_parents]
+            chosen = [entries[parent] for parent in plan.type_parents]
+            grown[field] = "".join(chosen) if isinstance(entries, str) else chosen
     for field in family.index_lists:
         entries = grown.get(field) or resolved.get(field)
         if isinstance(entries, list | tuple):
-            chosen = {int(entry) % plan.base_depth for entry in entries}
-            grown[field] = [i for i, parent in enumerate(plan.type_parents) if parent in chosen]
+            listed = {int(entry) % plan.base_depth for entry in entries}
+            grown[field] = [i for i, parent in enumerate(plan.type_parents) if parent in listed]
     for field in family.prefix_counts:
         count = config.get(field, resolved.get(field))
         if isinstance(count, int):
@@ -77,7 +85,11 @@ def grown_config(
                     f"would not leave them together; choose another placement."
                 )
             grown[field] = leading + max(0, count - plan.base_depth)
-    return grown
+    if overrides := resolved.get("per_layer_config"):  # of any family: block → its own values
+        by_block = {int(index): entry for index, entry in overrides.items()}
+        parents = enumerate(plan.type_parents)
+        grown["per_layer_config"] = {str(i): by_block[p] for i, p in parents if p in by_block}
+    return grown | (family.rewrite(config, plan.type_parents) if family.rewrite else {})
 
 
 def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:

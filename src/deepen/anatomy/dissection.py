@@ -30,6 +30,10 @@ class BlockAnatomy:
     """Axis label → size, as far as the config tells."""
     heads: Heads | None
     """What its attention heads are like."""
+    norm_offset: float
+    """What a norm adds to its weight."""
+    bilinear: bool
+    """Whether a gated FFN is linear in its up projection."""
 
     @cached_property
     def names(self) -> dict[tuple[str, str, bool], str]:
@@ -62,7 +66,7 @@ class Anatomy:
     types: tuple[tuple[object, ...], ...]
     """What else tells blocks apart: their entries in the config's per-layer lists."""
     outside: tuple[str, ...]
-    """Names of the tensors outside all blocks: embeddings first, output head last."""
+    """Names of the tensors outside all blocks: embeddings first, then the norm and the head."""
     trailing: Mapping[str, tuple[int, str]]
     """Multi-token-prediction tensors → (how many blocks after the last one, name inside it)."""
 
@@ -98,14 +102,19 @@ def dissect(family: Family, config: Config, shapes: Shapes) -> Anatomy:
     suffixes, outside, trailing = _sort(family, config, depth, shapes)
     kinds: dict[frozenset[str], BlockAnatomy] = {}
     heads = family.heads(config)
+    sizes = {**(heads.sizes if heads else {}), **(family.sizes(config) if family.sizes else {})}
     for index, present in enumerate(suffixes):
         if frozenset(present) not in kinds:
-            kinds[frozenset(present)] = _block(family, index, present, shapes, heads)
+            block = _block(family, index, present, shapes, heads)
+            kinds[frozenset(present)] = replace(block, sizes=sizes)
     if len(family.kinds) == 1 and len(kinds) > 1:
         _name_missing(family, suffixes)
     blocks = tuple(kinds[frozenset(present)] for present in suffixes)
     blocks = _by_size(family, blocks, shapes)
-    lists = [config.get(field) or () for field in family.per_layer_lists]
+    explicit = family.explicit(config) if family.explicit else {}
+    fields = map({**config, **explicit}.get, family.per_layer_lists)
+    # Some may also be one number for all blocks.
+    lists = [entries for entries in fields if isinstance(entries, list | tuple | str)]
     types = tuple(
         tuple(entries[i] for entries in lists if len(entries) == depth) for i in range(depth)
     )
@@ -114,9 +123,12 @@ def dissect(family: Family, config: Config, shapes: Shapes) -> Anatomy:
 
 def _as_named(family: Family, shapes: Collection[str]) -> Family:
     """Return the table with the names of this checkpoint, which may lack the model's prefix."""
-    prefix = family.block_prefix.split(".")[0] + "."
+    block_prefix = family.stored_as.get(family.block_prefix, family.block_prefix)
+    if not any(name.startswith(block_prefix) for name in shapes):
+        block_prefix = family.block_prefix
+    prefix = block_prefix.split(".")[0] + "."
     has_prefix = any(name.startswith(prefix) for name in shapes)
-    if has_prefix or prefix == family.block_prefix:
+    if has_prefix or prefix == block_prefix:
         prefix = ""
 
     def named(name: str) -> str:
@@ -125,7 +137,7 @@ def _as_named(family: Family, shapes: Collection[str]) -> Family:
 
     return replace(
         family,
-        block_prefix=family.block_prefix.removeprefix(prefix),
+        block_prefix=block_prefix.removeprefix(prefix),
         embeddings=named(family.embeddings),
         outside=tuple(map(named, family.outside)),
         final_norm=tuple(map(named, family.final_norm)),
@@ -142,11 +154,13 @@ def _sort(
     suffixes: list[set[str]] = [set() for _ in range(depth)]
     known = family.around
     required = (family.embeddings, *family.outside, *family.final_norm)
-    outside, trailing = set(), {}
+    outside, carried, trailing = set(), [], {}
     for name in shapes:
         place = family.split(name)
         if place is None and name in known:
             outside.add(name)
+        elif name.startswith(family.carried):
+            carried.append(name)
         elif place is None:
             raise _unknown(family, name)
         elif depth <= place[0] < depth + after:
@@ -163,7 +177,7 @@ def _sort(
     for name in required:
         if name not in outside:
             raise DeepenError(f"The checkpoint lacks tensor {name!r}; fetch or export it again.")
-    return suffixes, [name for name in known if name in outside], trailing
+    return suffixes, [*(name for name in known if name in outside), *carried], trailing
 
 
 def _unknown(family: Family, name: str) -> DeepenError:
@@ -223,8 +237,13 @@ def _block(
                 unit = str(expert) if expert is not None else number
                 block[name] = replace(logical, unit=unit) if logical.unit == "*" else logical
                 places[name] = Place(suffix, spec, part, expert)
-    sizes = heads.sizes if heads else {}
-    return BlockAnatomy(kind, stored, block, places, sizes, heads)
+    # Where several weights share a tensor, so do their biases; here each follows its weight.
+    seen: dict[tuple[str, str], int] = {}
+    for logical in block.values():
+        seen.setdefault((logical.role, logical.unit), len(seen))
+    names = sorted(block, key=lambda name: seen[block[name].role, block[name].unit])
+    block = {name: block[name] for name in names}
+    return BlockAnatomy(kind, stored, block, places, {}, heads, family.norm_offset, family.bilinear)
 
 
 def _kind(family: Family, present: set[str]) -> tuple[str, list[str]]:

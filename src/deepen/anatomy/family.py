@@ -1,7 +1,7 @@
 """One model family: everything that growing must know about its checkpoints, as a table."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +29,10 @@ class Heads:
     """Which two dimensions a RoPE plane has: (i, i + rotary / 2), or (2i, 2i + 1)."""
     normed: bool = False
     """Whether queries and keys are normed, so that their dimensions cannot be turned."""
+    fixed: bool = False
+    """Whether heads cannot change places: ALiBi's slopes or norms of their own tell them apart."""
+    gated: bool = False
+    """Whether what heads hand on is gated dimension by dimension, so that it cannot be turned."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -88,8 +92,11 @@ class Family:
     """What stands before the block's index in a tensor name."""
     depth_field: str = "num_hidden_layers"
     """The config.json field that holds the number of blocks."""
+    depth_aliases: tuple[str, ...] = ()
+    """Config fields that repeat the number of blocks, in configs that have them."""
     per_layer_lists: tuple[str, ...] = ()
-    """Config fields that are lists with one entry per block; a block's entries are its type."""
+    """Config fields that are lists (or strings) with one entry (or character) per block; a block's
+    entries are its type."""
     prefix_counts: tuple[str, ...] = ()
     """Config fields that count blocks from the bottom ("the first n blocks are …")."""
     index_lists: tuple[str, ...] = ()
@@ -98,14 +105,33 @@ class Family:
     """The config field that counts the multi-token-prediction blocks stored after the last one."""
     explicit: Callable[[Config], dict[str, Any]] | None = None
     """Writes rules such as "every other block" out as lists; see ``grown_config``."""
+    for_depth: Callable[[Config, int], dict[str, Any]] | None = None
+    """Sets the fields that blocks read together with the number of blocks: (config, new depth)."""
+    rewrite: Callable[[Config, Sequence[int]], dict[str, Any]] | None = None
+    """Returns config fields of a grown model that nothing above describes, from the base's
+    config.json and the base block whose type each block has."""
+    pattern: Callable[[Config], Sequence[object]] | None = None
+    """Says what the config makes of each block by a rule on its index that no field can override;
+    a stack that would change what a kept block is made of is refused."""
+    sizes: Callable[[Config], Mapping[str, int]] | None = None
+    """Reads sizes of axes that stored tensors share, where the shares are unequal."""
+    carried: tuple[str, ...] = ()
+    """Beginnings of names of tensors beside the stack that are kept as they are, such as
+    multi-token-prediction modules with an index of their own."""
     heads: Callable[[Config], Heads | None] = rope_heads
     """Reads what its attention heads are like."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weight: Gemma's gains are 1 + weight."""
+    bilinear: bool = True
+    """Whether a gated FFN is linear in its up projection."""
     varying: frozenset[str] = frozenset()
     """Axis labels whose sizes may differ between blocks."""
     refusals: tuple[Refusal, ...] = ()
     """Configs that cannot be grown."""
     preload: tuple[str, ...] = ()
     """Classes of modules that use their submodules' weights without calling them."""
+    embeds_apart: bool = False
+    """Whether the model asks where its embeddings are before it calls them."""
 
     @property
     def around(self) -> tuple[str, ...]:

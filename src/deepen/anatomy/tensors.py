@@ -12,11 +12,12 @@ from typing import Literal
 
 from torch import Tensor
 
-Split = Literal["rows", "alternate", "heads"]
+Split = Literal["rows", "alternate", "heads", "per_head", "quarters"]
 """How logical tensors share the out axis of a stored one.
 
 ``rows``: one after the other. ``alternate``: row by row in turn. ``heads``: per group of heads, the
-query heads of the group, then its key, then its value.
+query heads of the group, then its key, then its value. ``per_head``: head by head, one after the
+other. ``quarters``: a quarter of each one after the other, four times.
 """
 
 
@@ -114,6 +115,10 @@ class Place:
             width = sizes["query"] // sizes["head"] // groups
             heads = tensor.unflatten(0, (groups, width + 2, sizes["head"]))
             tensor = heads[:, :width] if self.part == 0 else heads[:, width + self.part - 1]
+        elif spec.split == "per_head":
+            tensor = tensor.unflatten(0, (-1, len(parts), sizes["head"]))[:, self.part]
+        elif spec.split == "quarters":
+            tensor = tensor.unflatten(0, (4, len(parts), -1))[:, self.part]
         return tensor
 
     def read(self, stored: Tensor, sizes: Mapping[str, int]) -> Tensor:

@@ -172,13 +172,38 @@ def _read_text(file: Path | None) -> str | None:
         raise DeepenError(f"The text {str(file)!r} cannot be read ({error}).") from None
 
 
-def inspect(model: Model, revision: Revision = None, as_json: Json = False) -> None:
+def inspect(
+    model: Model,
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="Measure how well neighbouring blocks align.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="TEXT",
+            help="The same, and compare what blocks compute on this text.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
     """Show a checkpoint's blocks, their lineage, and what is new."""
     from rich.console import Console
 
     from deepen import inspection, printing
 
-    record = inspection.inspect(model, revision=revision)
+    with printing.progress_bar() as progress:
+        record = inspection.inspect(
+            model,
+            revision=revision,
+            alignment=alignment,
+            calibration=calibration,
+            device=device,
+            progress=progress,
+        )
     if as_json:
         typer.echo(record.model_dump_json(indent=2))
     else:

@@ -118,14 +118,14 @@ def of_arm(records: Iterable[ArmRecord], arm: str) -> list[ArmRecord]:
 
 
 def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
-    """Return the records with the scores after fine-tuning in the place of those after training.
+    """Return the records with fine-tuning, run and scores, in the place of pre-training.
 
     Records without fine-tuning are left out.
     """
     return [
-        record.model_copy(update={"after": record.after_fine_tuning})
+        record.model_copy(update={"train": record.fine_tuning, "after": record.after_fine_tuning})
         for record in records
-        if record.after_fine_tuning is not None
+        if record.fine_tuning is not None and record.after_fine_tuning is not None
     ]
 
 

@@ -16,7 +16,7 @@ from deepen.hub import open_model
 from deepen.methods.base import Progress, silent
 from deepen.quiet import quiet_transformers
 from deepen.records import versions
-from deepen.results import EvalRecord
+from deepen.results import EvalRecord, TaskScore, TextScore
 
 LONGEST_DEFAULT = 2048
 """Tokens in a window of text, unless asked for or the model has fewer positions."""
@@ -66,41 +66,16 @@ def evaluate(
     source = open_model(model, revision)
     length = _check(source, perplexity, tasks, sequence_length, batch_size, max_tokens)
     # What cannot be had is found out before weights are loaded.
-    chosen = harness.load(tasks, task_folders) if tasks else None
+    chosen = harness.load(tasks, task_folders)
     tokenizer = _tokenizer(source)
     documents = [texts.read(Path(file), tokenizer, max_tokens) for file in perplexity]
-    where = devices.choose(device)
-    loaded = _load(source, where)
+    loaded = _load(source, devices.choose(device))
     scored = [
         texts.score(loaded, text, length, batch_size, progress=progress) for text in documents
     ]
-    answered = []
-    if chosen:
-        progress("tasks", 0.0)
-        answered = harness.run(
-            chosen,
-            loaded,
-            tokenizer,
-            batch_size=batch_size,
-            max_length=sequence_length,
-            limit=limit,
-            shots=shots,
-            seed=seed,
-        )
-        progress("tasks", 1.0)
-    return EvalRecord(
-        model=source.name,
-        fingerprint=source.fingerprint,
-        texts=scored,
-        tasks=answered,
-        seed=seed,
-        device=where.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        sequence_length=length,
-        batch_size=batch_size,
-        wall_seconds=time.perf_counter() - started,
-        versions=versions() | (harness.versions() if chosen else {}),
-    )
+    how = harness.How(batch_size, sequence_length, limit, shots, seed)
+    answered = harness.run(chosen, loaded, tokenizer, how, progress)
+    return _record(source, loaded, scored, answered, length, how, time.perf_counter() - started)
 
 
 def _check(
@@ -153,3 +128,28 @@ def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401
     with quiet_transformers():
         model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
     return model.to(where).eval()
+
+
+def _record(
+    source: FolderSource,
+    model: Any,  # noqa: ANN401 (classes of transformers)
+    scored: list[TextScore],
+    answered: list[TaskScore],
+    length: int,
+    how: harness.How,
+    wall_seconds: float,
+) -> EvalRecord:
+    """Say what was measured, with what and how."""
+    return EvalRecord(
+        model=source.name,
+        fingerprint=source.fingerprint,
+        texts=scored,
+        tasks=answered,
+        seed=how.seed,
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        sequence_length=length,
+        batch_size=how.batch_size,
+        wall_seconds=wall_seconds,
+        versions=versions() | (harness.versions() if answered else {}),
+    )

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from deepen.errors import DeepenError, unknown
+from deepen.methods.base import Progress, silent
 from deepen.results import TaskScore
 
 FOLDER = Path(__file__).parent.parent / "tasks"
@@ -54,17 +55,35 @@ class Tasks:
         return _sha256(_without_paths(self.leaves[name].dump_config()))
 
 
+@dataclass(frozen=True)
+class How:
+    """How tasks are run."""
+
+    batch_size: int
+    """Sequences in a forward pass."""
+    max_length: int | None
+    """Tokens that the model sees at once; by default as many as it has positions."""
+    limit: int | None
+    """Use only so many examples of each task."""
+    shots: int
+    """Examples in the prompt, unless a task fixes none."""
+    seed: int
+    """Seed of drawing them, and of everything else random."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the software that decides what a task is."""
     return {package: version(package) for package in ("lm_eval", "datasets")}
 
 
 def load(names: Sequence[str], folders: Sequence[str | Path] = ()) -> Tasks:
-    """Find tasks by name and fetch their data.
+    """Find tasks by name and fetch their data; without names there are none.
 
     Raises:
         DeepenError: A folder or a task is unknown, a task file is wrong, or data cannot be had.
     """
+    if not names:
+        return Tasks({}, {})
     paths = [FOLDER, *(Path(folder) for folder in folders)]
     with _contained():
         manager = _manager(paths, names)
@@ -88,41 +107,41 @@ def run(
     tasks: Tasks,
     model: Any,  # noqa: ANN401 (classes of transformers)
     tokenizer: Any,  # noqa: ANN401
-    *,
-    batch_size: int,
-    max_length: int | None,
-    limit: int | None,
-    shots: int,
-    seed: int,
+    how: How,
+    progress: Progress = silent,
 ) -> list[TaskScore]:
     """Score a model in every task; one entry per metric.
+
+    Args:
+        tasks: The tasks.
+        model: The loaded model.
+        tokenizer: The model's.
+        how: How they are run.
+        progress: Called at the beginning and at the end.
 
     Raises:
         DeepenError: A task cannot be run with this model.
     """
+    if not tasks.leaves:
+        return []
     # Not ``simple_evaluate``, which asks git and the operating system about everything else, too.
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    progress("tasks", 0.0)
     with _contained():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        for task in tasks.leaves.values():
-            if task.get_config("num_fewshot") != 0:  # a task that fixes 0 means it
-                task.set_config(key="num_fewshot", value=shots)
-            task.set_fewshot_seed(seed=seed)
+        _prepare(tasks, how)
         try:
             results: Any = evaluate(
                 lm=HFLM(
                     pretrained=model,
                     tokenizer=tokenizer,
-                    batch_size=batch_size,
-                    max_length=max_length,
+                    batch_size=how.batch_size,
+                    max_length=how.max_length,
                     device=str(model.device),
                 ),
                 task_dict={"tasks": dict(tasks.leaves), "groups": dict(tasks.groups)},
-                limit=limit,
+                limit=how.limit,
                 bootstrap_iters=_BOOTSTRAPS,
                 log_samples=False,
             )
@@ -131,7 +150,19 @@ def run(
                 f"lm-evaluation-harness could not run {', '.join(tasks.leaves)} "
                 f"({_reason(error)}); correct the task file or leave the task out."
             ) from error
+    progress("tasks", 1.0)
     return [score for name in results["results"] for score in _scores(name, results, tasks)]
+
+
+def _prepare(tasks: Tasks, how: How) -> None:
+    """Set seeds, and the number of examples in prompts."""
+    random.seed(how.seed)
+    np.random.seed(how.seed % 2**32)
+    torch.manual_seed(how.seed)
+    for task in tasks.leaves.values():
+        if task.get_config("num_fewshot") != 0:  # a task that fixes 0 means it
+            task.set_config(key="num_fewshot", value=how.shots)
+        task.set_fewshot_seed(seed=how.seed)
 
 
 def _scores(name: str, results: Mapping[str, Any], tasks: Tasks) -> Iterator[TaskScore]:

@@ -18,6 +18,7 @@ _BUILT_IN = {
     "solar": "deepen.methods.solar",
     "llama-pro": "deepen.methods.llama_pro",
     "lesa": "deepen.methods.lesa",
+    "random": "deepen.methods.random",
 }
 
 

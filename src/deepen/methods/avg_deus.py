@@ -2,23 +2,40 @@
 
 One new block in each gap of the top half; every tensor is the mean of its two neighbours' and
 nothing is zeroed, so the function changes. With several blocks in a gap the j-th of m is
-(1 - t)·A + t·B at t = j / (m + 1).
+(1 - t)·A + t·B at t = j / (m + 1). ``output_scale=0`` is the ablation that the paper lacks: the
+mean with zeroed outputs.
 """
 
 from collections.abc import Iterator
 
+from pydantic import Field
 from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, Method, Options, between, interpolate
+from deepen.methods.base import Block, FusedOptions, Method, between
+from deepen.methods.blending import blended, finished
+from deepen.plans import Insert
+
+
+class Options(FusedOptions):
+    """Options of Avg-DeUS."""
+
+    output_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What is kept of the output projections: `1` is the paper's, `0` keeps the base's function."""
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
+    options: Options,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    insert: Insert,
+    state: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Interpolate every tensor, ``[out, in]`` → ``[out, in]``."""
-    for name in anatomy.block:
-        yield name, interpolate(below[name], above[name], t)
+    for name, spec in anatomy.block.items():
+        fused = blended(options, spec, below[name], above[name], insert.t)
+        yield name, finished(options, spec, fused)
 
 
 METHOD = Method(
@@ -27,4 +44,5 @@ METHOD = Method(
     reference="arXiv:2508.08011",
     place=between("top"),
     fuse=fuse,
+    options=Options,
 )

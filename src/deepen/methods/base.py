@@ -6,17 +6,20 @@ A method is data (name, paper, what trains) and two functions: ``place`` says wh
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from deepen import placement as placements
-from deepen.anatomy import Anatomy, BlockAnatomy, TensorSpec
+from deepen.anatomy import BlockAnatomy
 from deepen.errors import DeepenError, unknown
 from deepen.placement import Placement
-from deepen.plans import Plan, insert_after
+from deepen.plans import Insert, Plan, insert_after
+
+if TYPE_CHECKING:
+    from deepen.base import Base
 
 Block = Mapping[str, Tensor]
 """Name of a logical tensor → tensor, loaded on access; weights are ``[out, in]``."""
@@ -35,6 +38,17 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class FusedOptions(Options):
+    """Options of every method that makes new weights; each may have its own defaults."""
+
+    output_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What is kept of the output projections: `0` keeps the base's function, `1` all of them."""
+    restore_norms: bool = False
+    """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks."""
+    feature_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Factor on value and up projections, and so on what the output projections learn from."""
+
+
 @dataclass(frozen=True)
 class Request:
     """Where the user wants new blocks; what is ``None`` is left to the method."""
@@ -47,6 +61,8 @@ class Request:
     """Strategy or explicit list."""
     per_gap: int = 1
     """How many new blocks a gap may take."""
+    scores: Callable[[], Sequence[float]] | None = None
+    """Says how well the blocks around each gap align; only some placements ask."""
 
 
 class Fuse(Protocol):
@@ -58,21 +74,22 @@ class Fuse(Protocol):
         below: Block,
         above: Block,
         anatomy: BlockAnatomy,
-        t: float,
+        insert: Insert,
         state: Any,  # noqa: ANN401 (what the method's own ``prepare`` returned)
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor that ``anatomy.block`` names, in any float dtype."""
 
 
 class Prepare(Protocol):
-    """Look at the whole stack once, before any block is made."""
+    """Look at the whole base once, before any block is made."""
 
     def __call__(
         self,
         options: Any,  # noqa: ANN401
-        blocks: Sequence[Block],
-        anatomy: Anatomy,
+        base: "Base",
+        inserts: Sequence[Insert],
         seed: int,
+        device: torch.device,
         progress: Progress,
     ) -> Any:  # noqa: ANN401
         """Return the state that is handed to every ``fuse``."""
@@ -95,11 +112,18 @@ class Method:
     options: type[Options] = Options
     """The method's own options."""
     preserves_function: bool = False
-    """Whether the grown model computes what the base computes, until it is trained."""
+    """Whether the grown model computes what the base computes, until it is trained, with the
+    method's default options."""
     trains: Literal["new_blocks", "everything"] = "new_blocks"
     """What the paper trains after growing."""
     prepare: Prepare | None = None
     """For methods that must see the whole stack first."""
+
+    def keeps_function(self, options: Options) -> bool:
+        """Whether the grown model computes what the base computes, with these options."""
+        if isinstance(options, FusedOptions):
+            return options.output_scale == 0
+        return self.preserves_function
 
 
 def between(default: str = "top") -> Callable[[Request], Plan]:
@@ -120,6 +144,7 @@ def _insert(request: Request, default: str, *, copies: bool) -> Plan:
         request.new_layers,
         request.per_gap,
         open_top=copies,
+        scores=request.scores,
     )
     return insert_after(request.depth, gaps, copies=copies)
 
@@ -139,18 +164,12 @@ def parse_options(method: Method, values: Mapping[str, object]) -> Options:
         return method.options.model_validate(dict(values))
     except ValidationError as error:
         problem = error.errors()[0]
+        if not problem["loc"]:  # what is wrong is how options go together
+            reason = str(problem["ctx"]["error"])
+            raise DeepenError(
+                f"Options of {method.name!r} contradict each other: {reason}."
+            ) from None
         raise DeepenError(
             f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
             f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
         ) from None
-
-
-def silenced(tensor: Tensor, spec: TensorSpec) -> Tensor:
-    """Return the values with which a tensor leaves the residual stream as it is."""
-    assert spec.silent is not None
-    return torch.full_like(tensor, spec.silent)
-
-
-def interpolate(below: Tensor, above: Tensor, t: float) -> Tensor:
-    """Return (1 - t)·below + t·above in float32: the mean at t = ½."""
-    return (1 - t) * below.float() + t * above.float()

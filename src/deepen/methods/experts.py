@@ -2,18 +2,22 @@
 
 Experts have no order: a permutation of them, with the router's rows, leaves a block's function as
 it is. So they are matched before anything is averaged, by what the router sends them and by what
-they compute.
+they compute. Where the router first chooses among groups of experts, only permutations that keep
+the groups together leave the function as it is: groups are matched, and experts inside them.
 """
 
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deepen.anatomy import BlockAnatomy
+from deepen.errors import DeepenError
 from deepen.methods.base import Block
+from deepen.transport.assignment import assign
 
-_PROBES = 8
+_PROBES = 16
 
 
 class _Renumbered(Mapping[str, Tensor]):
@@ -44,22 +48,75 @@ class _Renumbered(Mapping[str, Tensor]):
 def matched_experts(below: Block, above: Block, anatomy: BlockAnatomy) -> Block:
     """Renumber the lower block's experts so that each stands where its match in the upper one does.
 
-    The match is the exact assignment of largest total similarity: the cosine of the router's rows
-    plus the cosine of the experts' signatures.
+    Everything that has an entry per expert moves with them: router, biases, corrections.
 
     Returns:
-        The lower block; as it is if it has no experts.
+        The lower block, its tensors still loaded on access; as it is if it has no experts.
+
+    Raises:
+        DeepenError: A router has rows for experts that the checkpoint lacks.
     """
     if not anatomy.experts:
         return below
-    from scipy.optimize import linear_sum_assignment
+    return _Renumbered(below, anatomy, expert_order(below, above, anatomy).tolist())
 
+
+def expert_order(below: Block, above: Block, anatomy: BlockAnatomy) -> Tensor:
+    """Match experts by the exact assignment of largest total similarity.
+
+    Two experts are as similar as the cosine of their router's rows plus the cosine of their
+    signatures, both with the norm's gain before them folded in.
+
+    Returns:
+        ``[experts]``: for every expert of the upper block the one of the lower that matches it.
+
+    Raises:
+        DeepenError: A router has rows for experts that the checkpoint lacks.
+    """
     similarity = _signatures(below, anatomy) @ _signatures(above, anatomy).T
     if router := anatomy.name("router"):
-        rows = (torch.nn.functional.normalize(b[router].float()) for b in (below, above))
-        similarity = similarity + next(rows) @ next(rows).T
-    _, order = linear_sum_assignment(similarity.T.double().cpu().numpy(), maximize=True)
-    return _Renumbered(below, anatomy, order.tolist())
+        lower, upper = (_folded(block, anatomy, router) for block in (below, above))
+        if len(lower) != len(similarity):
+            raise DeepenError(
+                f"The router {router!r} has {len(lower)} rows for {len(similarity)} experts; "
+                f"fetch or export the checkpoint again."
+            )
+        similarity += normalize(lower) @ normalize(upper).T
+    return assigned_in_groups(similarity, anatomy.sizes.get("expert_groups", 1))
+
+
+def assigned_in_groups(similarity: Tensor, groups: int) -> Tensor:
+    """Assign experts one to one, keeping groups of neighbours together.
+
+    Args:
+        similarity: ``[experts, experts]``, from the lower block's to the upper one's.
+        groups: Number of groups, all of one size.
+
+    Returns:
+        ``[experts]``: for every column the row that it gets. Of all assignments that map each group
+        onto one group, the one of largest total similarity: the best inside every pair of groups,
+        then the best of the groups.
+    """
+    if groups == 1:
+        return assign(-similarity)
+    size = len(similarity) // groups
+    blocks = similarity.unflatten(1, (groups, size)).unflatten(0, (groups, size)).transpose(1, 2)
+    inside = [[assign(-block) for block in row] for row in blocks]
+    columns = torch.arange(size, device=similarity.device)
+    totals = [
+        torch.stack([block[order, columns].sum() for block, order in zip(*rows, strict=True)])
+        for rows in zip(blocks, inside, strict=True)
+    ]
+    sources = assign(-torch.stack(totals)).tolist()
+    orders = [lower * size + inside[lower][upper] for upper, lower in enumerate(sources)]
+    return torch.cat(orders)
+
+
+def _folded(block: Block, anatomy: BlockAnatomy, name: str) -> Tensor:
+    """Return a weight that reads the normed stream, ``[out, hidden]``, times the norm's gain."""
+    weight = block[name].float()
+    norm = anatomy.name("ffn_norm") or anatomy.name("attention_norm")
+    return weight if norm is None else weight * (block[norm].float() + anatomy.norm_offset)
 
 
 def _signatures(block: Block, anatomy: BlockAnatomy) -> Tensor:
@@ -67,24 +124,23 @@ def _signatures(block: Block, anatomy: BlockAnatomy) -> Tensor:
 
     Σ over neurons of (gate·p)(up·q)(down·r) for all triples of a few fixed random directions p, q,
     r: a sketch of the cubic form that a gated FFN is where its activation is linear. The freedom to
-    scale up by s and down by 1/s drops out.
+    scale up by s and down by 1/s drops out. Experts without a gate have probes² entries.
     """
-    roles = [
-        role for role in ("gate", "up", "ffn_output") if anatomy.name(role, anatomy.experts[0])
-    ]
     rows = []
     for expert in anatomy.experts:
         sketches = []
-        for seed, role in enumerate(roles):
+        for seed, role in enumerate(("gate", "up", "ffn_output")):
             name = anatomy.name(role, expert)
-            assert name is not None
-            weight = block[name].float()
-            neurons = weight.T if role == "ffn_output" else weight  # [ffn, hidden]
+            if name is None:
+                continue
+            down = role == "ffn_output"
+            neurons = block[name].float().T if down else _folded(block, anatomy, name)
             generator = torch.Generator().manual_seed(seed)
             probes = torch.randn(neurons.shape[1], _PROBES, generator=generator)
-            sketches.append(neurons @ probes.to(neurons.device))
-        total = sketches[0]
-        for sketch in sketches[1:]:
-            total = torch.einsum("n...,nk->n...k", total, sketch)
-        rows.append(total.sum(0).flatten())
-    return torch.nn.functional.normalize(torch.stack(rows))
+            sketches.append(neurons @ probes.to(neurons.device))  # [ffn, probes]
+        *first, last = sketches
+        pairs = (
+            first[0] if len(first) == 1 else (first[0][:, :, None] * first[1][:, None]).flatten(1)
+        )
+        rows.append((pairs.T @ last).flatten())
+    return normalize(torch.stack(rows))

@@ -15,21 +15,34 @@ and 5; the defaults are the code's.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deepen.anatomy import Anatomy, BlockAnatomy
+from deepen.anatomy import BlockAnatomy
 from deepen.errors import DeepenError
-from deepen.methods.base import Block, Method, Progress, Request, between, interpolate
-from deepen.methods.base import Options as BaseOptions
-from deepen.plans import Plan
+from deepen.methods.base import (
+    Block,
+    FusedOptions,
+    Method,
+    Progress,
+    Request,
+    between,
+)
+from deepen.methods.blending import finished, interpolate, restores, with_row_norms
+from deepen.plans import Insert, Plan
+
+if TYPE_CHECKING:
+    from deepen.base import Base
 
 
-class Options(BaseOptions):
+class Options(FusedOptions):
     """Options of LESA."""
+
+    output_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What is kept of the output projections: `1` is the paper's, `0` keeps the base's function."""
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training rows of one kind of weight."""
@@ -90,26 +103,39 @@ def place(request: Request) -> Plan:
 
 
 def prepare(
-    options: Options, blocks: Sequence[Block], anatomy: Anatomy, seed: int, progress: Progress
+    options: Options,
+    base: "Base",
+    inserts: Sequence[Insert],
+    seed: int,
+    device: torch.device,
+    progress: Progress,
 ) -> State:
     """Factor each kind of weight over the stack and train its predictor.
 
     Raises:
         DeepenError: The blocks are not all alike, or have experts.
     """
+    anatomy = base.anatomy
     if not anatomy.is_uniform:
         raise DeepenError(
             "LESA learns each weight from the same weight of every block, and this base's blocks "
             "are of several kinds; choose another method."
         )
-    block = anatomy.blocks[0].block
     if anatomy.blocks[0].experts:
         raise DeepenError(
             "LESA learns each weight from the same weight of every block, and experts have no "
             "order across blocks; choose another method."
         )
+    blocks = [base.block(index, device) for index in range(base.depth)]
+    return learn(options, blocks, anatomy.blocks[0], seed, progress)
+
+
+def learn(
+    options: Options, blocks: Sequence[Block], anatomy: BlockAnatomy, seed: int, progress: Progress
+) -> State:
+    """Factor each kind of weight over the stack and train its predictor."""
     generator = torch.Generator().manual_seed(seed)
-    names = [name for name, spec in block.items() if spec.is_weight]
+    names = [name for name, spec in anatomy.block.items() if spec.is_weight]
     predictors = {}
     for done, name in enumerate(names):
         progress(f"lesa: learning {name}", done / len(names))
@@ -117,7 +143,7 @@ def prepare(
         rows = torch.stack([inverse @ block[name].float() for block in blocks])
         predictors[name] = Predictor(basis, inverse, train(rows, options, generator))
     progress("lesa: learned", 1.0)
-    norms = [name for name, spec in block.items() if spec.role.endswith("_norm")]
+    norms = [name for name, spec in anatomy.block.items() if spec.role.endswith("_norm")]
     return State(predictors, {name: blocks[0][name] for name in norms})
 
 
@@ -181,16 +207,25 @@ def _loss(predicted: Tensor, target: Tensor, norm_weight: float) -> Tensor:
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: State
+    options: Options,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    insert: Insert,
+    state: State,
 ) -> Iterator[tuple[str, Tensor]]:
     """Predict the weights; take the rest from block 0 or from the neighbours' mean."""
-    for name in anatomy.block:
-        if name in state.predictors:
-            yield name, state.predictors[name](below[name], above[name])
-        elif name in state.first and options.norms == "first":
-            yield name, state.first[name]
+    for name, spec in anatomy.block.items():
+        if name in state.first and options.norms == "first":
+            fused = state.first[name]
+        elif name in state.predictors:
+            fused = state.predictors[name](below[name], above[name])
+            if restores(options, spec):
+                lower, upper = (parent[name].float().norm(dim=1) for parent in (below, above))
+                fused = with_row_norms(fused, interpolate(lower, upper, insert.t))
         else:
-            yield name, interpolate(below[name], above[name], t)
+            fused = interpolate(below[name], above[name], insert.t)
+        yield name, finished(options, spec, fused)
 
 
 METHOD = Method(

@@ -10,15 +10,22 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, Method, Options, above_copied, silenced
+from deepen.methods.base import Block, FusedOptions, Method, above_copied
+from deepen.methods.blending import finished
+from deepen.plans import Insert
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
+    options: FusedOptions,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    insert: Insert,
+    state: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Copy the block below, silencing every tensor that writes into the residual stream."""
     for name, spec in anatomy.block.items():
-        yield name, silenced(below[name], spec) if spec.writes_residual else below[name]
+        yield name, finished(options, spec, below[name])
 
 
 METHOD = Method(
@@ -27,5 +34,6 @@ METHOD = Method(
     reference="arXiv:2401.02415",
     place=above_copied("uniform"),
     fuse=fuse,
+    options=FusedOptions,
     preserves_function=True,
 )

@@ -1,10 +1,11 @@
 """OpT-DeUS, optimal transport depth up-scaling. arXiv 2508.08011, section 3.
 
-One new block in each gap of the top half. Row by row, the lower neighbour A is aligned to the upper
-neighbour B by entropic optimal transport, then the two are averaged; the tensors that write into
-the residual stream are zeroed, so that the grown model computes what the base computes.
+One new block in each gap of the top half. The lower neighbour A is aligned to the upper neighbour B
+by optimal transport, then the two are averaged; the tensors that write into the residual stream are
+zeroed, so that the grown model computes what the base computes. Three fidelities:
 
-With T the plan of a weight's rows (cost: Euclidean distance) and T_o that of the attention output:
+``published`` and ``normalised`` align row by row. With T the entropic plan between a weight's rows
+(cost: Euclidean distance) and T_o that of the attention output:
 
     query, key, value    (1-t)·TᵀA + t·B
     FFN norm             (1-t)·A·(½T_o + ½I) + t·B
@@ -13,58 +14,152 @@ With T the plan of a weight's rows (cost: Euclidean distance) and T_o that of th
     output projections   0
 
 at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move with the rows of their
-weight.
+weight. ``published`` is the arithmetic of the released code: POT's plan T as it comes, with sums
+1/n, so that TᵀA is about n times too small and a new block is close to t·B. ``normalised`` is the
+algorithm as written down: rows are pushed by n·T (the barycentric projection) and the cost is in
+units of its own standard deviation, without which plans between wide layers are uniform.
 
-``published`` is the arithmetic of the released code: POT's plan T as it comes, with sums 1/n, so
-that TᵀA is about n times too small and a new block is close to t·B. ``normalised`` is the algorithm
-as written down: rows are pushed by n·T (the barycentric projection) and the cost is in units of its
-own standard deviation, without which plans between wide layers are uniform.
+``structured`` moves A along nothing but what leaves its function as it is: whole neurons, KV
+groups, heads, and bases inside heads (``deepen.matching``); then (1-t)·(aligned A) + t·B.
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_serializer, model_validator
 from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, Method, between, interpolate, silenced
-from deepen.methods.base import Options as BaseOptions
+from deepen.matching import Matcher, Similarity
+from deepen.methods.base import Block, FusedOptions, Method, Progress, between
+from deepen.methods.blending import (
+    blended,
+    finished,
+    interpolate,
+    is_silenced,
+    restores,
+    with_row_norms,
+)
 from deepen.methods.experts import matched_experts
+from deepen.plans import Insert
 from deepen.transport import cost, sinkhorn
+
+if TYPE_CHECKING:
+    from deepen.base import Base
 
 # POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
 _WORST_MARGINALS = 1e-2
+# Tokens of calibration: enough for correlations of a few thousandths.
+_SEQUENCES, _LENGTH = 64, 256
 _ALIGNED = ("query", "key", "value", "gate", "up")
 
 
-class Options(BaseOptions):
+State = Mapping[tuple[int, int], Similarity]
+"""Lower and upper block → how alike their activations are."""
+
+
+class Options(FusedOptions):
     """Options of OpT-DeUS."""
 
-    fidelity: Literal["published", "normalised"] = "normalised"
-    """`published`: the released code's numbers; `normalised`: rescaled plan, scale-free cost."""
+    fidelity: Literal["published", "normalised", "structured"] = "normalised"
+    """`published`: the released code's numbers; `normalised`: rescaled plan, scale-free cost;
+    `structured`: whole neurons and heads, so that the aligned block computes what it did."""
     regularisation: float = Field(default=0.06, gt=0)
     """Entropic regularisation, in units of weight distance (published) or of the cost's spread."""
     max_iterations: int = Field(default=10_000, ge=1)
     """Upper limit of Sinkhorn iterations for one plan."""
+    solver: Literal["exact", "entropic"] = "exact"
+    """How `structured` matches neurons: one to one, or spread by the regularisation."""
+    cost: Literal["weights", "activations"] = "weights"
+    """What `structured` matches neurons and heads by: their weights, or what they compute."""
+    calibration: Path | None = None
+    """Text that `cost=activations` runs through the base once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse options that would be ignored."""
+        if self.fidelity != "structured" and (self.solver, self.cost) != ("exact", "weights"):
+            raise ValueError("solver and cost belong to fidelity=structured")
+        if (self.cost == "activations") != (self.calibration is not None):
+            raise ValueError("cost=activations and calibration=TEXT belong together")
+        return self
+
+    @field_serializer("calibration")
+    def _name(self, calibration: Path | None) -> str | None:
+        """Record the text's name, and not where it lay."""
+        return calibration.name if calibration else None
+
+
+def prepare(
+    options: Options,
+    base: "Base",
+    inserts: Sequence[Insert],
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> State:
+    """Run the calibration text through the base, if neurons are matched by what they compute."""
+    if options.calibration is None:
+        return {}
+    from deepen.calibration import compare_blocks, read_tokens
+
+    tokens = read_tokens(base, options.calibration, _SEQUENCES, _LENGTH)
+    pairs = [(insert.below, insert.above) for insert in inserts]
+    found = compare_blocks(base, pairs, tokens, device, progress)
+    return {pair: likeness.similarity for pair, likeness in found.items()}
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
+    options: Options,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    insert: Insert,
+    state: State,
 ) -> Iterator[tuple[str, Tensor]]:
     """Align, average, silence; every tensor keeps its shape."""
+    if options.fidelity == "structured":
+        similarity = state.get((insert.below, insert.above))
+        made = _structured(options, below, above, anatomy, insert.t, similarity)
+    else:
+        made = _row_by_row(options, below, above, anatomy, insert.t)
+    for name, fused in made:
+        yield name, finished(options, anatomy.block[name], fused)
+
+
+def _structured(
+    options: Options,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    t: float,
+    similarity: Similarity | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Align along what a block is indifferent to."""
+    reg = options.regularisation if options.solver == "entropic" else None
+    matcher = Matcher(below, above, anatomy, reg=reg, similarity=similarity)
+    for name, aligned in matcher.aligned():
+        yield name, blended(options, anatomy.block[name], aligned, above[name], t)
+
+
+def _row_by_row(
+    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Align each weight's rows for themselves, as the paper does."""
     below = matched_experts(below, above, anatomy)
     # T_o, and the map of the latest weight's rows: A → MᵀA.
     stream = rows = above[next(iter(anatomy.block))].new_empty(0)
     for name, spec in anatomy.block.items():
         if spec.role == "attention_output" and spec.is_weight:
             stream = _map(below[name].float(), above[name].float(), options)
-        if spec.writes_residual:
-            yield name, silenced(above[name], spec)
+        if is_silenced(options, spec):
+            yield name, above[name]
             continue
         a, b = below[name].float(), above[name].float()
+        norms = a.norm(dim=1) if restores(options, spec) else None
         if spec.role in _ALIGNED:
             if spec.is_weight:
                 rows = rows.new_empty(0)  # free the last map before the next one is made
@@ -73,7 +168,12 @@ def fuse(
             a = rows.T @ a
         elif spec.role == "ffn_norm" and not spec.bias and len(stream):
             a = 0.5 * (a @ stream) + 0.5 * a
-        yield name, interpolate(a, b, t)
+        fused = interpolate(a, b, t)
+        if norms is not None:
+            # Of the rows that each row was made from, whatever the plan's own scale.
+            moved = (rows.T @ norms) / rows.sum(0)
+            fused = with_row_norms(fused, interpolate(moved, b.norm(dim=1), t))
+        yield name, fused
 
 
 def _map(a: Tensor, b: Tensor, options: Options) -> Tensor:
@@ -107,4 +207,5 @@ METHOD = Method(
     fuse=fuse,
     options=Options,
     preserves_function=True,
+    prepare=prepare,
 )

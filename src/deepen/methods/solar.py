@@ -47,7 +47,12 @@ def place(request: Request) -> Plan:
 
 
 def fuse(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float, state: None
+    options: Options,
+    below: Block,
+    above: Block,
+    anatomy: BlockAnatomy,
+    insert: Insert,
+    state: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Copy the block below."""
     for name in anatomy.block:

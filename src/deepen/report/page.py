@@ -13,6 +13,9 @@ from deepen.report import bars, curves, tables, text
 from deepen.report.tables import Cell, Results, Table
 from deepen.results import ArmRecord, StudySummary
 
+_COMMON_NAMES = {"base", "checkpoint", "grown", "model", "output", "run", "runs", "study"}
+"""Names that half of all folders have."""
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -59,6 +62,7 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "every": results.every(),
         "strips": strips,
         "charts": _charts(records, arms),
+        "tuned_charts": _charts(tuned.records, arms),
         "cost": tables.cost(records, arms),
         "times": bars.times(records, arms),
         "memory": bars.memory(records, arms),
@@ -73,10 +77,22 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
 
 
 def _title(records: Sequence[ArmRecord], summary: StudySummary) -> str:
-    """Name the study by its base and what was compared."""
-    name = next((r.grow.step.base.name for r in records if r.grow), None)
-    name = name or str(summary.study.get("base", "base")).rstrip("/").rpartition("/")[2]
-    return f"{name}, grown and trained in {len(summary.arms) - 1} ways"
+    """Head the page as the study says, or with its folder, its base and what was compared."""
+    study = summary.study
+    if study.get("title"):
+        return str(study["title"])
+    base = study.get("base") or next((r.grow.step.base.name for r in records if r.grow), "base")
+    grown = len(summary.arms) - 1
+    ways = "in 1 way" if grown == 1 else f"in {grown} ways"
+    told = f"{_name(str(base))}, grown and trained {ways}"
+    return f"{_name(str(study['output']))}: {told}" if study.get("output") else told
+
+
+def _name(path: str) -> str:
+    """Shorten a path to the part that tells it apart: its end, from the last telling name on."""
+    names = [name for name in path.replace("\\", "/").split("/") if name not in ("", ".", "..")]
+    telling = [i for i, name in enumerate(names) if name.casefold() not in _COMMON_NAMES]
+    return "/".join(names[telling[-1] if telling else 0 :]) or path
 
 
 def _facts(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[str, str]]:
@@ -91,6 +107,8 @@ def _facts(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[st
         ("arithmetic", f"{train.precision} on {train.device}"),
         ("stage", {"cpt": "continual pre-training", "sft": "fine-tuning"}[train.stage]),
     ]
+    if (tuned := records[0].fine_tuning) is not None:
+        facts.append(("fine-tuning", f"{tuned.steps:,} steps, {text.count(tuned.tokens)} tokens"))
     if grown:
         depths = ", ".join(f"{before} → {after}" for before, after in grown)
         facts.insert(0, ("blocks", depths))
@@ -139,7 +157,7 @@ def _headline(results: Results, score: Score) -> Headline:
 
 
 def _charts(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[curves.Chart]:
-    """Draw the training loss in three ways."""
+    """Draw the training loss in three ways; nothing without records."""
     drawn = [
         curves.loss_chart(records, arms, lambda p: p.tokens, "Loss against tokens", "tokens"),
         curves.loss_chart(

@@ -14,22 +14,16 @@ all S² pairs of positions, as in PaLM's model FLOPs (arXiv 2204.02311, appendix
 FlopCounterMode: a causal kernel may skip half of the pairs, flash attention computes one of the
 products anew, and norms, activation functions and the optimizer are not counted.
 
-**Bytes.** Trained weights, their gradients and AdamW's two states are float32. In ``bfloat16`` the
-frozen weights are bfloat16, and each step makes bfloat16 copies of the trained matrices. What the
-backward pass needs is kept from the lowest trained block up, as PyTorch keeps it for transformers'
-Llama with scaled dot product attention::
-
-    each block            norm inputs 2·h (float32), queries, keys, values, attention's output,
-                          its log-sum-exp, gate, SiLU(gate) and up
-    a trained block, too  normed activations 2·h, inputs of q, k, v, gate, up and down
-
-In bfloat16 autocast casts the inputs of q, k, v, gate and up each for itself.
+**Bytes.** See ``deepen.training.footprint``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, Required, TypedDict, Unpack
+
+import torch
 
 from deepen import methods
 from deepen.base import Base
@@ -38,13 +32,12 @@ from deepen.methods.base import Request
 from deepen.placement import Placement, choose_gaps
 from deepen.plans import Plan, insert_after
 from deepen.records import Record
+from deepen.training.footprint import Precision as Precision
+from deepen.training.footprint import Shape, Step, sizes, trainable_parameters
 
-Precision = Literal["float32", "bfloat16"]
-"""Arithmetic of the forward and backward pass."""
 Trained = Literal["new_blocks", "everything"]
 """What trains."""
-
-_FLOAT32 = 4  # bytes
+_EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 
 
 class Flops(Record):
@@ -125,7 +118,7 @@ def training_flops_per_token(
     sequence_length: int,
     *,
     trains_everything: bool,
-    trains_head: bool = False,
+    also: Collection[str] = (),
 ) -> float:
     """Return the model FLOPs of one trained token.
 
@@ -135,11 +128,22 @@ def training_flops_per_token(
         depth: Number of blocks of the model that is trained.
         sequence_length: Tokens in a sequence, S.
         trains_everything: Whether all blocks, the embeddings and the head train.
-        trains_head: Whether the output head trains beside the blocks.
+        also: What else trains beside the blocks: ``norm`` (the final one), ``head``,
+            ``embeddings``; where head and embeddings are tied, either is both.
     """
     trained = range(depth) if trains_everything else trainable_blocks
-    head = trains_everything or trains_head
-    parts = _flops(_shape(base), depth, trained, sequence_length, head=head)
+    embeddings, head = (trains_everything or part in also for part in ("embeddings", "head"))
+    if base.resolved.get("tie_word_embeddings"):
+        embeddings = head = embeddings or head
+    parts = _flops(
+        _shape(base),
+        depth,
+        trained,
+        sequence_length,
+        through=embeddings,
+        head=head,
+        norm="norm" in also,
+    )
     return sum(part.total for part in parts.values())
 
 
@@ -177,13 +181,13 @@ def estimate(
         label: What to call it; by default what trains.
         **conditions: See ``Conditions``.
     """
-    shape, depth, step = _shape(base), plan.depth, _Step(**conditions)
+    shape, depth, step = _shape(base), plan.depth, Step(**conditions)
     everything = trains == "everything"
     trained = list(range(depth)) if everything else plan.new_blocks
-    parts, again, sizes = _cost(shape, depth, trained, everything, step)
-    full_parts, full_again, full_sizes = _cost(shape, depth, range(depth), True, step)
+    parts, again, held = _cost(shape, depth, trained, everything, step)
+    full_parts, full_again, full_held = _cost(shape, depth, range(depth), True, step)
     flops, full = (sum(part.total for part in some.values()) for some in (parts, full_parts))
-    costs: dict[str, Any] = {**parts, **sizes}
+    costs: dict[str, Any] = {**parts, **held}
     return Estimate(
         label=label or trains.replace("_", " "),
         depth=depth,
@@ -194,13 +198,13 @@ def estimate(
         precision=step.precision,
         activation_checkpointing=step.activation_checkpointing,
         parameters=shape.outside + depth * shape.block,
-        trainable_parameters=_trainable(shape, trained, everything),
+        trainable_parameters=trainable_parameters(shape, trained, everything),
         flops_per_token=flops,
         recomputation_flops_per_token=again,
         relative_blocks=(depth + (depth - min(trained)) + len(trained)) / (3 * depth),
         relative_step_time=(flops + again) / (full + full_again),
-        total_bytes=sum(sizes.values()),
-        relative_bytes=sum(sizes.values()) / sum(full_sizes.values()),
+        total_bytes=sum(held.values()),
+        relative_bytes=sum(held.values()) / sum(full_held.values()),
         **costs,
     )
 
@@ -242,158 +246,100 @@ def arrangements(depth: int, new_layers: int) -> Iterator[tuple[str, Plan, Train
         yield name, plan, "new_blocks"
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Sizes of a model that do not depend on its depth."""
+def _shape(base: Base) -> Shape:
+    """Read a base's sizes; with ``_widths`` all here that knows how blocks are described.
 
-    hidden: int
-    query: int
-    key_value: int
-    ffn: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
-    block: int
-    """Parameters of one block."""
-    matrices: int
-    """Parameters of its linear layers, biases left aside."""
-    outside: int
-    """Parameters outside all blocks."""
-    normed_heads: bool
-    """Whether queries and keys are normed."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """How a step is taken; see ``Conditions``."""
-
-    sequence_length: int
-    sequences: int = 1
-    precision: Precision = "float32"
-    activation_checkpointing: bool = False
-    fused_loss: bool = False
-    optimizer_states: int = 2
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in a forward pass."""
-        return self.sequences * self.sequence_length
-
-    @property
-    def narrow(self) -> int:
-        """Bytes of a number that linear layers and attention compute with."""
-        return 2 if self.precision == "bfloat16" else _FLOAT32
-
-
-def _shape(base: Base) -> _Shape:
-    """Read the sizes off the tensors of block 0 and the embeddings."""
-    infos = base.source.infos
-    axes: dict[str, int] = {}
-    shapes = []
-    for name, spec in base.anatomy.block.items():
-        if spec.role != "buffer":
-            shapes.append(infos[base.family.name(0, name)])
-            axes |= zip(spec.axes, shapes[-1].shape, strict=True)
-    heads = int(base.resolved["num_attention_heads"])
-    return _Shape(
-        hidden=axes["residual"],
-        query=axes["query"],
-        key_value=axes["key_value"],
-        ffn=axes["ffn"],
-        heads=heads,
-        key_value_heads=axes["key_value"] * heads // axes["query"],
-        vocabulary=infos["model.embed_tokens.weight"].shape[0],
-        block=sum(info.parameters for info in shapes),
-        matrices=sum(info.parameters for info in shapes if len(info.shape) == 2),
+    Where blocks differ, sizes are means over all of them.
+    """
+    infos, blocks = base.source.infos, base.anatomy.blocks
+    unlike = {id(block): index for index, block in enumerate(blocks)}
+    widths = {key: _widths(base, index) for key, index in unlike.items()}
+    means = {
+        name: round(fmean(widths[id(block)][name] for block in blocks))
+        for name in next(iter(widths.values()))
+    }
+    return Shape(
+        vocabulary=infos[base.family.embeddings].shape[0],
         outside=sum(infos[name].parameters for name in base.anatomy.outside),
-        normed_heads="head" in axes,
+        normed_heads=any(s.role == "query_norm" for b in blocks for s in b.block.values()),
+        **means,
     )
 
 
+def _widths(base: Base, index: int) -> dict[str, float]:
+    """Read the sizes of one block, under the names of ``Shape``'s fields."""
+    block, infos = base.anatomy.blocks[index], base.source.infos
+    share = min(1.0, _experts_of_a_token(base) / len(block.experts)) if block.experts else 1.0
+    axes: dict[str, int] = {}
+    widths = dict.fromkeys(("block", "matrices", "active", "ffn"), 0.0)
+    for name, spec in block.block.items():
+        place = block.places[name]
+        stored = torch.empty(infos[base.family.name(index, place.suffix)].shape, device="meta")
+        shape = place.read(stored, block.sizes).shape
+        axes |= zip(spec.axes, shape, strict=True)
+        met = share if spec.unit.isdigit() else 1.0
+        widths["block"] += shape.numel()
+        if spec.is_weight:
+            widths["matrices"] += shape.numel()
+            widths["active"] += met * shape.numel()
+            widths["ffn"] += met * shape[1] if spec.role == "ffn_output" else 0
+    return widths | {
+        "hidden": axes["residual"],
+        "query": axes.get("query", 0),
+        "key_value": axes.get("key_value", 0),
+        "heads": block.heads.query if block.heads and "query" in axes else 0,
+    }
+
+
+def _experts_of_a_token(base: Base) -> float:
+    """Return how many experts a token passes through; all of them if the config does not say."""
+    given = (base.resolved.get(field) for field in _EXPERTS_OF_A_TOKEN)
+    return next((number for number in given if isinstance(number, int)), math.inf)
+
+
 def _cost(
-    shape: _Shape, depth: int, trained: Sequence[int], everything: bool, step: _Step
+    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: Step
 ) -> tuple[dict[str, Flops], float, dict[str, int]]:
     """Return FLOPs by part, those of recomputation, and bytes by kind."""
-    parts = _flops(shape, depth, trained, step.sequence_length, head=everything)
-    through = depth - min(trained)
+    parts = _flops(shape, depth, trained, step.sequence_length, through=everything, head=everything)
     # torch stops before the block's last product, the output of which nothing needs.
-    once = 2 * (shape.matrices - shape.hidden * shape.ffn) + parts["attention"].forward / depth
-    again = once * through if step.activation_checkpointing else 0.0
-    trainable = _trainable(shape, trained, everything)
-    frozen = shape.outside + depth * shape.block - trainable
-    head = shape.vocabulary * shape.hidden
-    copied = len(trained) * shape.matrices + (head if everything else 0)
-    # Logits, and the gradients of the log-softmax and of its input in float32.
-    loss = 0 if step.fused_loss else step.tokens * shape.vocabulary * (step.narrow + 2 * _FLOAT32)
-    sizes = {
-        "weight_bytes": step.narrow * frozen + _FLOAT32 * trainable,
-        "copy_bytes": step.narrow * copied if step.narrow < _FLOAT32 else 0,
-        "gradient_bytes": _FLOAT32 * trainable,
-        "optimizer_bytes": step.optimizer_states * _FLOAT32 * trainable,
-        "activation_bytes": _activation_bytes(shape, depth, trained, everything, step),
-        "loss_bytes": loss,
-    }
-    return parts, again, sizes
-
-
-def _trainable(shape: _Shape, trained: Sequence[int], everything: bool) -> int:
-    """Count the trained parameters."""
-    return len(trained) * shape.block + (shape.outside if everything else 0)
+    once = 2 * (shape.active - shape.last) + parts["attention"].forward / depth
+    again = once * (depth - min(trained)) if step.activation_checkpointing else 0.0
+    return parts, again, sizes(shape, depth, trained, everything, step)
 
 
 def _flops(
-    shape: _Shape, depth: int, trained: Iterable[int], sequence_length: int, *, head: bool
+    shape: Shape,
+    depth: int,
+    trained: Iterable[int],
+    sequence_length: int,
+    *,
+    through: bool,
+    head: bool,
+    norm: bool = False,
 ) -> dict[str, Flops]:
-    """Return the FLOPs per token of linear layers, attention and output head."""
+    """Return the FLOPs per token of linear layers, attention and output head.
+
+    Args:
+        shape: Sizes of the model.
+        depth: Number of blocks.
+        trained: Blocks that train.
+        sequence_length: Tokens in a sequence, S.
+        through: Whether gradients go through all blocks, down to the embeddings.
+        head: Whether the output head trains.
+        norm: Whether the final norm trains.
+    """
     blocks = set(trained)
-    through = depth - min(blocks, default=depth)
-    linear = 2.0 * shape.matrices
+    reached = depth if through else depth - min(blocks, default=depth)
+    linear = 2.0 * shape.active
     attention = 4.0 * sequence_length * shape.query
     output = 2.0 * shape.vocabulary * shape.hidden
     parts = {
-        "linear": (depth * linear, through * linear, len(blocks) * linear),
-        "attention": (depth * attention, through * 2 * attention, 0.0),
-        "head": (output, output if through else 0.0, output if head else 0.0),
+        "linear": (depth * linear, reached * linear, len(blocks) * linear),
+        "attention": (depth * attention, reached * 2 * attention, 0.0),
+        "head": (output, output if reached or norm else 0.0, output if head else 0.0),
     }
     return {
         name: Flops(forward=forward, activation_gradient=activation, weight_gradient=weight)
         for name, (forward, activation, weight) in parts.items()
     }
-
-
-def _activation_bytes(
-    shape: _Shape, depth: int, trained: Sequence[int], everything: bool, step: _Step
-) -> int:
-    """Return the bytes that the backward pass keeps, weights and their copies left aside."""
-    lowest = min(trained)
-    # Autocast leaves the residual stream in the embeddings' dtype.
-    residual = _FLOAT32 if everything else step.narrow
-    frozen, of_trained = (_block_bytes(shape, t, residual, step) for t in (False, True))
-    blocks = frozen * (depth - lowest - len(trained)) + of_trained * len(trained)
-    if step.activation_checkpointing:
-        blocks = (depth - lowest) * residual * shape.hidden + of_trained
-    elif not everything:
-        # Nothing is asked of the lowest trained block's input, so its first norm keeps less.
-        blocks -= _FLOAT32 * (shape.hidden + 1)
-    last_norm = _FLOAT32 * (shape.hidden + 1) + (residual * shape.hidden if everything else 0)
-    head = step.narrow * shape.hidden if everything or step.fused_loss else 0
-    loss = 0 if step.fused_loss else _FLOAT32 * shape.vocabulary
-    rotations = 2 * step.sequence_length * residual * shape.query // shape.heads
-    labels = 8 * (2 if everything else 1)
-    return step.tokens * (blocks + last_norm + head + loss + labels) + rotations
-
-
-def _block_bytes(shape: _Shape, trained: bool, residual: int, step: _Step) -> int:
-    """Return the bytes per token that one block keeps."""
-    hidden, both = shape.hidden, shape.query + shape.key_value
-    norms = 2 * _FLOAT32 * (hidden + 1)
-    attention = step.narrow * 2 * both + _FLOAT32 * shape.heads
-    ffn = step.narrow * 3 * shape.ffn
-    if shape.normed_heads:
-        norms += _FLOAT32 * (both + shape.heads + shape.key_value_heads)
-    if trained:
-        norms += residual * 2 * hidden + (step.narrow * both if shape.normed_heads else 0)
-        # One norm's output for q, k and v and one for gate and up, or a cast of it for each.
-        inputs = 5 if step.narrow < _FLOAT32 else 2
-        ffn += step.narrow * (inputs * hidden + shape.ffn)
-    return norms + attention + ffn

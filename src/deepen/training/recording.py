@@ -51,7 +51,7 @@ def make_record(
         base.depth,
         length,
         trains_everything=trains.everything,
-        trains_head="head" in trains.outside,
+        also=trains.outside,
     )
     return TrainRecord(
         stage=stage,

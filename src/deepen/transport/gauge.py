@@ -23,8 +23,9 @@ Pairing = Literal["half", "adjacent"]
 # Gram matrices with a smaller eigenvalue, relative to their largest, count as rank-deficient: the
 # balanced gauge would then blow up what is close to rounding in 16-bit weights.
 _RANK = 1e-6
-# Pulls what Procrustes leaves undetermined to the identity, far below what it determines.
-_PULL = 1e-13
+# Pulls what Procrustes leaves undetermined to the identity: above float32's rounding squared, far
+# below what is determined.
+_PULL = 1e-10
 
 
 def to_planes(rows: Tensor, rotary_dims: int, pairing: Pairing) -> Tensor:

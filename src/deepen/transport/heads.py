@@ -4,17 +4,18 @@ Attention does not change when KV groups change places (with all their query hea
 heads do inside their group, and under the maps of ``gauge`` inside a group. Whatever is found here
 moves an attention along nothing else.
 
-Heads are compared by ``invariants``. Assignments are nested: heads inside every
-pair of groups, then groups. Similarities are float32, everything inside a head float64.
+Heads are compared by ``invariants``. Assignments are nested: heads inside every pair of groups,
+then groups. Similarities are float32, everything inside a head float64.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deepen.errors import DeepenError
 from deepen.transport import gauge
+from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign
 from deepen.transport.gauge import Pairing
 from deepen.transport.invariants import Heads, head_similarity
@@ -200,13 +201,7 @@ def _by_head(attention: Attention) -> Heads:
 
 def _check(a: Attention, b: Attention, similarity: Tensor | None) -> None:
     """Refuse what cannot be matched."""
-    for field in fields(Attention):
-        one, other = (getattr(x, field.name) for x in (a, b))
-        if getattr(one, "shape", one) != getattr(other, "shape", other):
-            raise DeepenError(
-                f"Two attentions differ in the shape of their {field.name}; align blocks of the "
-                "same kind."
-            )
+    require_alike(a, b, "attentions")
     sizes = {"query": a.heads, "key": a.kv_heads, "value": a.kv_heads}
     head_dim = len(a.query) // a.heads
     if (
@@ -223,8 +218,9 @@ def _check(a: Attention, b: Attention, similarity: Tensor | None) -> None:
             f"{a.heads} heads in {a.kv_heads} groups with {a.rotary.dims} rotary dims; check the "
             "config."
         )
-    if similarity is not None and similarity.shape != (a.heads, a.heads):
+    n = a.heads
+    if similarity is not None and (similarity.shape != (n, n) or not similarity.isfinite().all()):
         raise DeepenError(
-            f"A similarity of {list(similarity.shape)} does not fit {a.heads} heads; give one "
+            f"A similarity of {list(similarity.shape)} does not fit {n} heads; give one finite "
             "value for every pair."
         )

@@ -13,12 +13,13 @@ the sign σ_ij under the bars being that of s. It is three matrix products into 
 Weights and similarities are float32, norms float64.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deepen.errors import DeepenError
+from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign
 from deepen.transport.cost import in_units_of_spread
 from deepen.transport.sinkhorn import stabilised
@@ -226,19 +227,10 @@ def _balance(ffn: Ffn) -> tuple[Tensor, bool]:
 
 def _check(a: Ffn, b: Ffn, similarity: Tensor | None) -> None:
     """Refuse what cannot be matched."""
-    shapes_a, shapes_b = (
-        {field.name: getattr(getattr(x, field.name), "shape", None) for field in fields(Ffn)}
-        for x in (a, b)
-    )
-    differing = [name for name, shape in shapes_a.items() if shape != shapes_b[name]]
-    if differing:
-        raise DeepenError(
-            f"Two FFNs differ in the shape of {' and '.join(differing)}; align blocks of the same "
-            "kind."
-        )
+    require_alike(a, b, "FFNs")
     n = len(a.up)
-    if similarity is not None and similarity.shape != (n, n):
+    if similarity is not None and (similarity.shape != (n, n) or not similarity.isfinite().all()):
         raise DeepenError(
-            f"A similarity of {list(similarity.shape)} does not fit {n} neurons; give one value "
-            "for every pair."
+            f"A similarity of {list(similarity.shape)} does not fit {n} neurons; give one finite "
+            "value for every pair."
         )

@@ -144,7 +144,9 @@ def chance_cosine(n: int, d: int) -> float:
     """Return the median best-match cosine of a row with n unrelated Gaussian rows ``[n, d]``.
 
     A cosine c of random directions has (1 + c)/2 ~ Beta((d-1)/2, (d-1)/2), and the largest of n
-    independent ones has the n-th power of that distribution: c = 2·F⁻¹(2^(-1/n)) - 1.
+    independent ones has the n-th power of that distribution: c = 2·F⁻¹(2^(-1/n)) - 1. For the
+    joint similarity of gated neurons, which may be flipped, take (2n, 3·hidden); for plain ones
+    (n, 2·hidden).
     """
     from scipy.special import betaincinv
 

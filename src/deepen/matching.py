@@ -1,0 +1,244 @@
+"""Align one block to another along nothing but what leaves its function as it is.
+
+A block does not change when its experts change places, the neurons of an FFN, its KV groups, the
+query heads inside them, or the basis inside a head (docs/methods.md). ``transport`` finds these
+maps; here they meet the anatomy: which tensors they act on, which norm stands before them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from deepen.anatomy import BlockAnatomy
+from deepen.methods.base import Block
+from deepen.methods.experts import matched_experts
+from deepen.transport.heads import (
+    Attention,
+    HeadMatch,
+    Rotary,
+    apply_attention,
+    match_attention,
+)
+from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, match_ffn
+
+_FFN = ("gate", "up", "ffn_output")
+_ATTENTION = ("query", "key", "value", "attention_output")
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """What is known of two blocks beside their weights: how alike their activations are."""
+
+    neurons: Mapping[str, Tensor] = field(default_factory=dict)
+    """FFN's unit → correlations ``[ffn, ffn]``."""
+    heads: Tensor | None = None
+    """Correlations ``[heads, heads]`` of what heads write."""
+
+
+class Matcher:
+    """Matches a lower block to an upper one, part by part, when a part is asked for."""
+
+    def __init__(
+        self,
+        below: Block,
+        above: Block,
+        anatomy: BlockAnatomy,
+        *,
+        reg: float | None = None,
+        similarity: Similarity | None = None,
+    ) -> None:
+        """Match the experts; nothing else yet.
+
+        Args:
+            below: The lower block, A.
+            above: The upper block, B.
+            anatomy: What both are made of.
+            reg: ``None`` for exact assignment of neurons, else entropic regularisation.
+            similarity: What neurons and heads are matched by instead of by their weights.
+        """
+        self.below = matched_experts(below, above, anatomy)
+        self.above, self.anatomy = above, anatomy
+        self._reg, self._similarity = reg, similarity or Similarity()
+
+    def neurons(self, unit: str) -> NeuronMatch | None:
+        """Match the neurons of one FFN; ``None`` if the block has no such FFN."""
+        a, b = (
+            ffn_of(block, self.anatomy, unit, folded=True) for block in (self.below, self.above)
+        )
+        if a is None or b is None:
+            return None
+        match = match_ffn(a, b, reg=self._reg, similarity=self._similarity.neurons.get(unit))
+        if self.anatomy.bilinear and not self._others(self._axis(unit), unit):
+            return match
+        ones = torch.ones_like(match.balance_below)
+        return replace(
+            match, sign=torch.ones_like(match.sign), balance_below=ones, balance_above=ones
+        )
+
+    def heads(self) -> HeadMatch | None:
+        """Match the attention heads; ``None`` if the block has no ordinary attention."""
+        a, b = (
+            attention_of(block, self.anatomy, folded=True) for block in (self.below, self.above)
+        )
+        if a is None or b is None:
+            return None
+        match = match_attention(a, b, similarity=self._similarity.heads)
+        gated = self.anatomy.heads is not None and self.anatomy.heads.gated
+        if gated or self._others("attended") or self._others("value"):
+            same = torch.eye(match.value.shape[-1], dtype=match.value.dtype, device=b.value.device)
+            match = replace(match, value=same.expand_as(match.value))
+        return match
+
+    def aligned(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of A, moved to where it belongs in B."""
+        names, done = self.anatomy.name, set()
+        if heads := self.heads():
+            attention = attention_of(self.below, self.anatomy)
+            assert attention is not None
+            moved = apply_attention(heads, attention)
+            biases = (moved.query_bias, moved.key_bias, moved.value_bias)
+            weights = (moved.query, moved.key, moved.value, moved.output)
+            yield from self._named(zip(_ATTENTION, weights, strict=True))
+            yield from self._named(zip(_ATTENTION, biases, strict=False), bias=True)
+            done |= {names(role) for role in _ATTENTION}
+            done |= {names(role, bias=True) for role in _ATTENTION[:3]}
+        for unit in self.anatomy.units:
+            match = self.neurons(unit)
+            if match is None:
+                continue
+            ffn = ffn_of(self.below, self.anatomy, unit)
+            assert ffn is not None
+            fused = apply_ffn(match, ffn)
+            yield from self._named(zip(_FFN, (fused.gate, fused.up, fused.down), strict=True), unit)
+            yield from self._named(
+                zip(_FFN, (fused.gate_bias, fused.up_bias), strict=False), unit, bias=True
+            )
+            done |= {names(role, unit) for role in _FFN}
+            done |= {names(role, unit, bias=True) for role in _FFN[:2]}
+            for name in self._others(self._axis(unit), unit):
+                yield name, self.below[name][match.source]
+                done.add(name)
+        for name in self.anatomy.block:
+            if name not in done:
+                yield name, self._by_head(name, heads)
+
+    def _named(
+        self, tensors: Iterator[tuple[str, Tensor | None]], unit: str = "", *, bias: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Give tensors, listed by role, their names; leave out what the block does not have."""
+        for role, tensor in tensors:
+            name = self.anatomy.name(role, unit, bias=bias)
+            if name is not None and tensor is not None:
+                yield name, tensor
+
+    def _axis(self, unit: str) -> str:
+        """Return the label of an FFN's neurons."""
+        name = self.anatomy.name("up", unit)
+        return self.anatomy.block[name].axes[0] if name else ""
+
+    def _others(self, axis: str, unit: str = "") -> list[str]:
+        """Name the tensors beside the usual ones that have an axis of neurons or head dims."""
+        return [
+            name
+            for name, spec in self.anatomy.block.items()
+            if axis in spec.axes
+            and spec.unit == unit
+            and spec.role not in (*_FFN, *_ATTENTION, "buffer")
+        ]
+
+    def _by_head(self, name: str, match: HeadMatch | None) -> Tensor:
+        """Return a tensor of A with its heads, if it has any, in B's order."""
+        tensor, spec, heads = self.below[name], self.anatomy.block[name], self.anatomy.heads
+        if match is None or heads is None:
+            return tensor
+        for axis, label in enumerate(spec.axes):
+            order = match.groups if label in ("key_value", "value", "kv_heads") else match.heads
+            if label in ("query", "key_value", "attended", "value", "heads", "kv_heads"):
+                if spec.role in _ATTENTION:
+                    continue  # an output's bias
+                parts = tensor.unflatten(axis, (len(order), -1)).index_select(axis, order)
+                tensor = parts.flatten(axis, axis + 1)
+        return tensor
+
+
+def ffn_of(block: Block, anatomy: BlockAnatomy, unit: str, *, folded: bool = False) -> Ffn | None:
+    """Read one FFN of a block; ``None`` if it has none of two or three matrices.
+
+    Args:
+        block: The block.
+        anatomy: What it is made of.
+        unit: Which FFN.
+        folded: Whether the norm before it is folded into gate and up.
+    """
+    up, down = anatomy.name("up", unit), anatomy.name("ffn_output", unit)
+    if up is None or down is None:
+        return None
+    norm = "ffn_norm" if anatomy.name("ffn_norm") else "attention_norm"
+    gate = anatomy.name("gate", unit)
+    gates = (
+        _linear(block, anatomy, "gate", unit, norm if folded else None) if gate else (None, None)
+    )
+    ups = _linear(block, anatomy, "up", unit, norm if folded else None)
+    assert ups[0] is not None
+    return Ffn(gates[0], ups[0], _wide(block[down]), gates[1], ups[1])
+
+
+def attention_of(block: Block, anatomy: BlockAnatomy, *, folded: bool = False) -> Attention | None:
+    """Read the attention of a block; ``None`` if it is not query, key, value and output.
+
+    Args:
+        block: The block.
+        anatomy: What it is made of.
+        folded: Whether the norm before it is folded into query, key and value.
+    """
+    heads, names = anatomy.heads, [anatomy.name(role) for role in _ATTENTION]
+    if heads is None or None in names:
+        return None
+    (query, query_bias), (key, key_bias), (value, value_bias) = (
+        _linear(block, anatomy, role, "", "attention_norm" if folded else None)
+        for role in _ATTENTION[:3]
+    )
+    output = _wide(block[str(names[3])])
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    sizes = heads.sizes
+    found = (len(query), len(key), len(value), output.shape[1])
+    if found != tuple(sizes[axis] for axis in ("query", "key_value", "value", "attended")):
+        return None
+    return Attention(
+        query,
+        key,
+        value,
+        output,
+        heads.query,
+        heads.key_value,
+        Rotary(heads.rotary, heads.pairing, heads.normed, heads.fixed),
+        query_bias,
+        key_bias,
+        value_bias,
+    )
+
+
+def _linear(
+    block: Block, anatomy: BlockAnatomy, role: str, unit: str, norm: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return a linear layer's weight and bias in float32, with the norm before it folded in."""
+    name, bias_name = anatomy.name(role, unit), anatomy.name(role, unit, bias=True)
+    assert name is not None
+    weight = _wide(block[name])
+    bias = _wide(block[bias_name]) if bias_name else None
+    gain, shift = (anatomy.name(norm, bias=b) if norm else None for b in (False, True))
+    if shift:
+        moved = weight @ _wide(block[shift])
+        bias = moved if bias is None else bias + moved
+    if gain:
+        weight = weight * (_wide(block[gain]) + anatomy.norm_offset)
+    return weight, bias
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
