@@ -10,9 +10,12 @@ from deepen.comparison.aggregate import BASE, paired_differences
 from deepen.plans import insert_after
 from deepen.records import BaseIdentity, GrowRecord, Step
 from deepen.results import (
+    AlignmentRecord,
     ArmRecord,
+    BlockAlignment,
     EvalRecord,
     LossPoint,
+    PartAlignment,
     StepTime,
     StudySummary,
     TaskScore,
@@ -189,6 +192,53 @@ def arm_record(arm: str, seed: int, index: int, tasks: Sequence[str] = TASKS) ->
         train=train,
         after=eval_record(f"{arm} trained", after, tasks, seed),
     )
+
+
+def block_alignment(below: int, above: int, block: int, size: float) -> BlockAlignment:
+    """Make the alignment of two blocks, the sharper the plan the higher they lie."""
+    own = random.Random(f"{below} {above}")
+    fade = 4000.0 / 2 ** (below - DEPTH // 2 + 2)
+    cells = [[math.exp(-((x - y) ** 2) / fade) + 0.002 for x in range(48)] for y in range(48)]
+    unit = sum(map(sum, cells)) / 48**2
+    parts = [
+        PartAlignment(
+            part=part,
+            units=units,
+            similarity_before=own.uniform(-0.1, 0.2),
+            similarity_after=own.uniform(0.3, 0.9),
+            similarity_by_chance=own.uniform(0.1, 0.2),
+            in_place=own.random(),
+        )
+        for part, units in (("heads", 16), ("neurons", 2048))
+    ]
+    return BlockAlignment(
+        below=below,
+        above=above,
+        block=block,
+        parts=parts,
+        effective_matches=1.0 + fade,
+        cka=own.random(),
+        norm_ratios={
+            role: size + own.uniform(-0.05, 0.05)
+            for role in ("query", "key", "value", "gate", "up")
+        },
+        heat_map=[[cell / unit for cell in row] for row in cells],
+    )
+
+
+def aligned(record: ArmRecord) -> ArmRecord:
+    """Add to a line of records.jsonl how well the parents of its new blocks align."""
+    assert record.grow is not None
+    new = [i for i, entry in enumerate(record.grow.step.plan) if isinstance(entry, list)]
+    size = {"opt-deus": 0.8, "lesa": 0.95}.get(record.arm, 0.71) + record.seed / 100
+    alignment = AlignmentRecord(
+        model="grown",
+        method=record.method,
+        calibration="held_out.txt",
+        regularisation=0.06,
+        blocks=[block_alignment(i - 1, i + 1, i, size) for i in new],
+    )
+    return record.model_copy(update={"alignment": alignment})
 
 
 def tuned(record: ArmRecord, index: int) -> ArmRecord:

@@ -37,7 +37,7 @@ def test_aligning_moves_tensors_and_not_the_function(case):
         pytest.skip("no other block of this kind")
     anatomy, before = base.anatomy.blocks[BELOW], logits(model)
     matcher = Matcher(base.block(BELOW, CPU), base.block(above, CPU), anatomy)
-    aligned = dict(matcher.aligned())
+    aligned = {name: tensor.clone() for name, tensor in matcher.aligned()}
     assert aligned.keys() == anatomy.block.keys()
     moved, state = 0, model.state_dict()
     for name, tensor in aligned.items():

@@ -65,7 +65,7 @@ def in_memory(base: Base) -> InMemory:
     module = empty_model(base.source)
     tied = set(getattr(module, "all_tied_weights_keys", {}))
     shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
-    anatomy = dissect(FAMILIES[base.family.model_type], base.resolved, shapes)
+    anatomy = dissect(FAMILIES[base.family.model_type], base.resolved, shapes, base.source.shapes)
     return InMemory(module, anatomy, shapes)
 
 

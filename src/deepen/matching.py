@@ -228,6 +228,8 @@ def _linear(
     """Return a linear layer's weight and bias in float32, with the norm before it folded in."""
     name, bias_name = anatomy.name(role, unit), anatomy.name(role, unit, bias=True)
     assert name is not None
+    if anatomy.block[name].axes[-1] != "residual":
+        norm = None  # experts of a narrower space read what another weight makes of it
     weight = _wide(block[name])
     bias = _wide(block[bias_name]) if bias_name else None
     gain, shift = (anatomy.name(norm, bias=b) if norm else None for b in (False, True))

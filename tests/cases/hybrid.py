@@ -3,13 +3,21 @@
 from typing import Any
 
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_state": 8}
+# The larger epsilon: what is normed inside the mixer can be small, and its norm then chaotic.
 _DELTA = {
+    "rms_norm_eps": 1e-2,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
-_LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_LATENT = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 _CONVS = ["conv", "full_attention", "conv", "conv", "full_attention", "conv"]
 _LINEAR = ["full_attention" if i in (1, 4) else "linear_attention" for i in range(6)]
 

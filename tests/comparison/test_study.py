@@ -75,6 +75,21 @@ def test_mistakes_are_one_sentence(changes, sentence):
         study(**changes)
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "found"),
+    [
+        ([], None),
+        ("a/held_out.txt", "a/held_out.txt"),
+        (["a.txt", "b.txt"], "a.txt"),
+        ("a.jsonl", None),
+        (["a.jsonl", "b.txt"], None),
+    ],
+)
+def test_blocks_are_compared_on_the_first_text_if_it_is_plain(perplexity, found):
+    wanted = None if found is None else Path(found)
+    assert study(evaluation={"perplexity": perplexity}).evaluation.calibration == wanted
+
+
 def test_an_unknown_key_names_the_nearest(tmp_path):
     (tmp_path / "study.yaml").write_text(SMALLEST.replace("seeds:", "seed:"))
     with pytest.raises(DeepenError, match="seeds"):
@@ -87,6 +102,7 @@ def test_what_two_studies_do_not_share():
     assert difference(first, more) is None
     assert difference(first, study(title="Tops").model_dump(mode="json")) is None
     assert difference({k: v for k, v in first.items() if k != "title"}, first) is None
+    assert difference(first, study(alignment=False).model_dump(mode="json")) is None
     other = study(training={"max_steps": 9}).model_dump(mode="json")
     assert difference(first, other) == "training.batch_size"
     relabelled = [{"method": "opt-deus", "label": "solar"}]

@@ -9,14 +9,14 @@ from deepen import methods
 from deepen.base import open_base
 from deepen.checkpoint import as_bytes
 from deepen.growth import _growth
-from deepen.methods.base import Request
+from deepen.methods.base import FusedOptions, Request
 
 CPU = torch.device("cpu")
 
 
-def one_block(method, base, seed=0):
+def one_block(method, base, seed=0, **options):
     """Make the first new block of a method's default plan in float32, with its parents."""
-    options = method.options()
+    options = method.options(**options)
     inserts = method.place(Request(base.depth)).inserts
     insert = inserts[0]
     state = method.prepare and method.prepare(options, base, inserts, seed, CPU, lambda *_: None)
@@ -54,6 +54,63 @@ def test_fuse(name, any_family):
             assert (tensor == spec.silent).all()
         else:
             assert tensor.any()
+
+
+FUSED = [n for n in methods.names() if issubclass(methods.get(n).options, FusedOptions)]
+HIDDEN = ("query", "key", "value", "gate", "up")
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_output_scale_goes_from_silence_to_the_method_s_own_block(name, llama):
+    method, base = methods.get(name), open_base(llama)
+    none, half, whole = (one_block(method, base, output_scale=s)[0] for s in (0, 0.5, 1))
+    for suffix, spec in base.anatomy.blocks[0].block.items():
+        if spec.writes_residual:
+            assert not none[suffix].any()
+            assert whole[suffix].any()
+            assert torch.allclose(half[suffix].float(), whole[suffix].float() / 2)
+        else:
+            assert torch.equal(none[suffix], whole[suffix])
+    assert [method.keeps_function(method.options(output_scale=s)) for s in (0, 0.5)] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_feature_scale_acts_on_what_the_outputs_learn_from(name, llama):
+    method, base = methods.get(name), open_base(llama)
+    plain, _ = one_block(method, base)
+    scaled, _ = one_block(method, base, feature_scale=1.5)
+    for suffix, spec in base.anatomy.blocks[0].block.items():
+        factor = 1.5 if spec.role in ("value", "up") else 1
+        assert torch.allclose(scaled[suffix].float(), factor * plain[suffix].float())
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_restored_norms_are_means_of_the_parents(name, llama):
+    method, base = methods.get(name), open_base(llama)
+    anatomy = base.anatomy.blocks[0]
+    insert = method.place(Request(base.depth)).inserts[0]
+    plain, _ = one_block(method, base)
+    restored, below = one_block(method, base, restore_norms=True)
+    above = base.block(insert.above, CPU)
+    for suffix, spec in anatomy.block.items():
+        if spec.role not in HIDDEN or not spec.is_weight:
+            assert torch.equal(restored[suffix], plain[suffix])
+            continue
+        norms, a, b = (
+            x.float().norm(dim=1) for x in (restored[suffix], below[suffix], above[suffix])
+        )
+        upper = insert.t * b if insert.below != insert.above else torch.zeros_like(b)
+        share = 1 - insert.t if insert.below != insert.above else 1
+        # Whatever rows of A a row was made from, their norms lie between the extremes of A's.
+        assert (norms >= share * a.min() + upper - 1e-3).all()
+        assert (norms <= share * a.max() + upper + 1e-3).all()
+        directions = torch.nn.functional.cosine_similarity(
+            restored[suffix].float(), plain[suffix].float(), dim=1
+        )
+        assert torch.allclose(directions, torch.ones_like(directions), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -13,7 +13,12 @@ from deepen.anatomy import BlockAnatomy
 from deepen.base import as_base, open_base
 from deepen.checkpoint import ModuleSource
 from deepen.errors import DeepenError
-from deepen.methods.experts import assigned_in_groups, expert_order, matched_experts
+from deepen.methods.experts import (
+    assigned_in_groups,
+    expert_order,
+    expert_similarity,
+    matched_experts,
+)
 from deepen.methods.opt_deus import METHOD, Options
 from deepen.plans import Insert
 
@@ -119,18 +124,26 @@ def test_noisy_copies_are_still_matched_by_router_or_by_what_they_compute(ignore
     assert [ORDER[index] for index in order] == [0, 1, 2, 3]
 
 
-def test_the_gain_of_the_norm_before_counts():
-    """A gain moved from the norm into the weights after it changes neither function nor match."""
-    block, anatomy = read("mixtral")
-    name = anatomy.names["ffn_norm", "", False]
-    gain = torch.randn(block[name].shape, generator=torch.Generator().manual_seed(1)).exp() ** 2
-    folded = dict(block) | {name: block[name] / gain}
-    for other, spec in anatomy.block.items():
-        if spec.role in ("router", "gate", "up"):
-            folded[other] = block[other] * gain
-    noise = noisy(block, anatomy, 0.8)
-    assert torch.equal(expert_order(folded, noise, anatomy), expert_order(block, noise, anatomy))
-    assert expert_order(folded, block, anatomy).tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize("case", ["mixtral", "cohere2_moe", "minimax_m3_vl_text"])
+def test_similarity_is_blind_to_everything_that_a_block_is_indifferent_to(case):
+    """Neurons' order, up against down, and a gain moved from the norm into what reads it."""
+    block, anatomy = read(case, index=3)
+    other, _ = read(case, index=4)
+    norm = anatomy.name("ffn_norm") or anatomy.names["attention_norm", "", False]
+    gain = torch.randn(block[norm].shape, generator=torch.Generator().manual_seed(1)).exp() ** 2
+    offset = 1 if case.startswith("minimax_m3") else 0
+    moved = regauged(block, anatomy)
+    moved[norm] = (block[norm] + offset) / gain - offset
+    for name, spec in anatomy.block.items():
+        if spec.role == "router" or (spec.role in ("gate", "up") and spec.unit.isdigit()):
+            moved[name] = moved[name] * gain
+    expected = expert_similarity(block, other, anatomy)
+    torch.testing.assert_close(expert_similarity(moved, other, anatomy), expected)
+    torch.testing.assert_close(expert_similarity(other, moved, anatomy).T, expected)
+    assert expected.std() > 0.05
+    same = expert_similarity(block, moved, anatomy)
+    torch.testing.assert_close(same.diag(), torch.full((4,), 2.0))
+    assert same.fill_diagonal_(0).max() < 1.5
 
 
 @pytest.mark.parametrize("case", ["mixtral", "deepseek_v3", "granitemoe"])

@@ -86,13 +86,16 @@ class Anatomy:
         return all(block is self.blocks[0] for block in self.blocks)
 
 
-def dissect(family: Family, config: Config, shapes: Shapes) -> Anatomy:
+def dissect(
+    family: Family, config: Config, shapes: Shapes, stored: Shapes | None = None
+) -> Anatomy:
     """Match a checkpoint's tensors against a family's table.
 
     Args:
         family: The table.
         config: The checkpoint's config with the family's defaults filled in.
         shapes: Tensor name → shape, for every tensor of the checkpoint.
+        stored: The same of a checkpoint whose model this is in memory, if it is one.
 
     Raises:
         DeepenError: A tensor is unknown or missing, or the sizes along an axis label disagree.
@@ -102,7 +105,8 @@ def dissect(family: Family, config: Config, shapes: Shapes) -> Anatomy:
     suffixes, outside, trailing = _sort(family, config, depth, shapes)
     kinds: dict[frozenset[str], BlockAnatomy] = {}
     heads = family.heads(config)
-    sizes = {**(heads.sizes if heads else {}), **(family.sizes(config) if family.sizes else {})}
+    shares = family.sizes(config, shapes if stored is None else stored) if family.sizes else {}
+    sizes = {**(heads.sizes if heads else {}), **shares}
     for index, present in enumerate(suffixes):
         if frozenset(present) not in kinds:
             block = _block(family, index, present, shapes, heads)

@@ -113,8 +113,9 @@ class Family:
     pattern: Callable[[Config], Sequence[object]] | None = None
     """Says what the config makes of each block by a rule on its index that no field can override;
     a stack that would change what a kept block is made of is refused."""
-    sizes: Callable[[Config], Mapping[str, int]] | None = None
-    """Reads sizes of axes that stored tensors share, where the shares are unequal."""
+    sizes: Callable[[Config, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
+    """Reads, from config and the checkpoint's shapes, sizes that are to be had nowhere else: of
+    axes that share a tensor unequally, and how many groups experts form (``expert_groups``)."""
     carried: tuple[str, ...] = ()
     """Beginnings of names of tensors beside the stack that are kept as they are, such as
     multi-token-prediction modules with an index of their own."""

@@ -165,6 +165,20 @@ def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> lis
     return found
 
 
+def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
+    """Summarise how large one arm's new hidden weights are beside those of the upper parents.
+
+    Returns:
+        Role → median over new blocks and seeds of the median row norm; none where none were fused.
+    """
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for block in record.alignment.blocks if record.alignment else ():
+            for role, ratio in block.norm_ratios.items():
+                found.setdefault(role, []).append(ratio)
+    return {role: statistics.median(ratios) for role, ratios in found.items()}
+
+
 def loss_curve(records: Sequence[ArmRecord]) -> list[CurvePoint]:
     """Return the training loss of one arm over its seeds, at the steps that all of them have."""
     return _curve([{point.step: point for point in record.train.curve} for record in records])

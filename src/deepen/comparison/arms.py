@@ -1,19 +1,21 @@
-"""One arm with one seed: grow, verify, score, train, score, fine-tune, score."""
+"""One arm with one seed: grow, verify, align, score, train, score, fine-tune, score."""
 
 from pathlib import Path
 
+from deepen.alignment import align
 from deepen.comparison.aggregate import BASE
 from deepen.comparison.study import Arm, EvaluationConfig, Study
+from deepen.errors import DeepenError
 from deepen.evaluation import evaluate
 from deepen.growth import grow
 from deepen.methods.base import Progress
 from deepen.records import GrowRecord
-from deepen.results import ArmRecord, EvalRecord, TrainRecord, VerifyRecord
+from deepen.results import AlignmentRecord, ArmRecord, EvalRecord, TrainRecord, VerifyRecord
 from deepen.training.recipe import Stage
 from deepen.training.run import train
 from deepen.verification import verify
 
-_GROWN = "grown.json"
+_GROWN, _ALIGNED = "grown.json", "alignment.json"
 
 
 def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
@@ -34,6 +36,7 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
     grown = _grow(study, arm, seed, folder, progress)
     model = study.base if grown is None else folder / "grown"
     verified = None if grown is None else _verify(study, folder, progress)
+    aligned = None if grown is None else _align(study, grown, folder, progress)
     before = _score(study.evaluation, model, seed, folder / "before.json", progress)
     trained = _train(study, arm, seed, "cpt", model, folder, progress)
     model = folder / "cpt" / "model"
@@ -50,6 +53,7 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         seed=seed,
         grow=grown,
         verification=verified,
+        alignment=aligned,
         before=before,
         train=trained,
         after=after,
@@ -90,15 +94,35 @@ def _verify(study: Study, folder: Path, progress: Progress) -> VerifyRecord:
     return record
 
 
+def _align(
+    study: Study, grown: GrowRecord, folder: Path, progress: Progress
+) -> AlignmentRecord | None:
+    """Measure how well the parents of the new blocks align; ``None`` where none were fused."""
+    parents = [entry for entry in grown.step.plan if isinstance(entry, list)]
+    if not study.alignment or all(below == above for below, above, _ in parents):
+        return None
+    kept, model, text = folder / _ALIGNED, folder / "grown", study.evaluation.calibration
+    if kept.is_file():
+        return AlignmentRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+    try:
+        record = align(model, calibration=text, progress=progress)
+    except DeepenError:
+        if text is None:
+            raise
+        # A text may be too short to calibrate with and still be scored.
+        record = align(model, progress=progress)
+    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    return record
+
+
 def _score(
     config: EvaluationConfig, model: Path | str, seed: int, kept: Path, progress: Progress
 ) -> EvalRecord:
     """Evaluate a model, or find what an interrupted run found."""
     if kept.is_file():
         return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
-    files = [config.perplexity] if isinstance(config.perplexity, str) else config.perplexity
     settings = config.model_dump(exclude={"perplexity"})
-    record = evaluate(model, perplexity=files, seed=seed, progress=progress, **settings)
+    record = evaluate(model, perplexity=config.files, seed=seed, progress=progress, **settings)
     kept.write_text(record.model_dump_json(), encoding="utf-8")
     return record
 

@@ -61,7 +61,7 @@ class EvaluationConfig(Settings):
     """How arms are scored, before and after training; see ``deepen.evaluation.evaluate``."""
 
     perplexity: str | list[str] = Field(default_factory=list)
-    """Text files."""
+    """Text files; the first one also shows what blocks compute, if it is plain text."""
     tasks: list[str] = Field(default_factory=list)
     """lm-evaluation-harness tasks."""
     task_folders: list[str] = Field(default_factory=list)
@@ -76,6 +76,17 @@ class EvaluationConfig(Settings):
     """Examples of each task."""
     shots: int = 0
     """Examples in the prompt."""
+
+    @property
+    def files(self) -> list[str]:
+        """The text files, also if there is only one."""
+        return [self.perplexity] if isinstance(self.perplexity, str) else self.perplexity
+
+    @property
+    def calibration(self) -> Path | None:
+        """What blocks are compared on: the first text file, unless its lines are documents."""
+        first = Path(self.files[0]) if self.files else None
+        return first if first and first.suffix != ".jsonl" else None
 
 
 class FineTuning(Settings):
@@ -108,6 +119,9 @@ class Study(Settings):
     """What follows it, if anything."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How arms are scored."""
+    alignment: bool = True
+    """Whether to measure how well the parents of new blocks align, before training; seconds for
+    small models, minutes for each arm at 8B."""
     keep: Literal["records", "models"] = "records"
     """Whether the grown and trained models of finished arms are kept, or only what was recorded."""
     output: str
@@ -185,11 +199,11 @@ def difference(old: Tree, new: Tree, prefix: str = "") -> str | None:
     """Return the dotted key of the first setting that two studies do not share.
 
     More seeds and more arms are no difference: their records are added to those that are there.
-    The title is none either.
+    The title is none either, nor is whether alignment is measured: it changes no other number.
     """
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if not prefix and key in ("seeds", "title"):
+        if not prefix and key in ("seeds", "title", "alignment"):
             continue
         if not prefix and key == "arms":
             known = {Arm.model_validate(arm).name: arm for arm in before or []}

@@ -64,11 +64,22 @@ def matched_experts(below: Block, above: Block, anatomy: BlockAnatomy) -> Block:
 def expert_order(below: Block, above: Block, anatomy: BlockAnatomy) -> Tensor:
     """Match experts by the exact assignment of largest total similarity.
 
-    Two experts are as similar as the cosine of their router's rows plus the cosine of their
-    signatures, both with the norm's gain before them folded in.
-
     Returns:
         ``[experts]``: for every expert of the upper block the one of the lower that matches it.
+
+    Raises:
+        DeepenError: A router has rows for experts that the checkpoint lacks.
+    """
+    similarity = expert_similarity(below, above, anatomy)
+    return assigned_in_groups(similarity, anatomy.sizes.get("expert_groups", 1))
+
+
+def expert_similarity(below: Block, above: Block, anatomy: BlockAnatomy) -> Tensor:
+    """Compare all experts of two blocks, their norm's gain folded in.
+
+    Returns:
+        ``[experts, experts]``, from the lower block's to the upper one's: the cosine of the
+        router's rows plus the cosine of the experts' signatures.
 
     Raises:
         DeepenError: A router has rows for experts that the checkpoint lacks.
@@ -82,7 +93,7 @@ def expert_order(below: Block, above: Block, anatomy: BlockAnatomy) -> Tensor:
                 f"fetch or export the checkpoint again."
             )
         similarity += normalize(lower) @ normalize(upper).T
-    return assigned_in_groups(similarity, anatomy.sizes.get("expert_groups", 1))
+    return similarity
 
 
 def assigned_in_groups(similarity: Tensor, groups: int) -> Tensor:
@@ -113,10 +124,12 @@ def assigned_in_groups(similarity: Tensor, groups: int) -> Tensor:
 
 
 def _folded(block: Block, anatomy: BlockAnatomy, name: str) -> Tensor:
-    """Return a weight that reads the normed stream, ``[out, hidden]``, times the norm's gain."""
+    """Return a weight, times the norm's gain if it reads the normed stream ``[out, hidden]``."""
     weight = block[name].float()
     norm = anatomy.name("ffn_norm") or anatomy.name("attention_norm")
-    return weight if norm is None else weight * (block[norm].float() + anatomy.norm_offset)
+    if norm is None or anatomy.block[name].axes[-1] != "residual":
+        return weight
+    return weight * (block[norm].float() + anatomy.norm_offset)
 
 
 def _signatures(block: Block, anatomy: BlockAnatomy) -> Tensor:

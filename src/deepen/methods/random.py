@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
 from deepen.methods.base import Block, FusedOptions, Method, Progress, between
-from deepen.methods.blending import finished, interpolate
+from deepen.methods.blending import finished, interpolate, restores, with_row_norms
 from deepen.plans import Insert
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def fuse(
         if spec.is_weight:
             scale = interpolate(a.square().mean(), b.square().mean(), insert.t).sqrt()
             fused = scale * _noise(fused.shape, f"{state} {insert} {name}").to(a.device)
+        if restores(options, spec):
+            fused = with_row_norms(fused, interpolate(a.norm(dim=1), b.norm(dim=1), insert.t))
         yield name, finished(options, spec, fused)
 
 

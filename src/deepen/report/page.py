@@ -10,6 +10,7 @@ import yaml
 from deepen.comparison import aggregate
 from deepen.comparison.aggregate import BASE, Score
 from deepen.report import bars, curves, tables, text
+from deepen.report.alignment import alignment
 from deepen.report.tables import Cell, Results, Table
 from deepen.results import ArmRecord, StudySummary
 
@@ -67,6 +68,7 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "times": bars.times(records, arms),
         "memory": bars.memory(records, arms),
         "stacks": bars.stacks(records, arms),
+        "alignment": alignment(records, arms),
         "study": yaml.safe_dump(summary.study, sort_keys=False, allow_unicode=True),
         "software": _software(records, summary),
         "runs": _runs(records),

@@ -1,5 +1,6 @@
 """Hybrids with short convolutions, in place of attention (LFM) or inside it (Zaya)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from deepen.anatomy.families.llama import (
@@ -59,7 +60,7 @@ def _lfm3(*, sandwich: bool) -> dict[str, Table]:
         tensor: spec
         for name in ("g_proj", "gate_proj")
         for tensor, spec in other(
-            f"self_attn.{name}.weight", "attention_gate", ("query_head", "residual"), optional=True
+            f"self_attn.{name}.weight", "attention_gate", ("heads", "residual"), optional=True
         ).items()
     }
     mixers: Kinds = {
@@ -140,7 +141,7 @@ def _zaya(*, first: bool) -> Table:
     }
 
 
-def _zaya_sizes(config: Config) -> dict[str, int]:
+def _zaya_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Read how many of the router's rows are experts; one more skips them all."""
     return {"expert": config["num_experts"], "one": 1}
 

@@ -3,10 +3,7 @@
 from deepen.anatomy.families.gpt import POST_LN
 from deepen.anatomy.family import Family
 
-_ENCODER = (
-    "it is a bidirectional encoder, trained to fill in masked words; deepen grows decoders, which "
-    "predict the next one"
-)
+_ENCODER = "it is a bidirectional encoder; deepen grows decoders, which predict the next token"
 _HALF = "it is the decoder half of an encoder-decoder model; deepen grows decoders that stand alone"
 _PART = "its text decoder is one part of several, beside others for {}; deepen grows decoders alone"
 _ENCODERS = """
@@ -25,9 +22,10 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(_HALVES.split(), _HALF),
     "xlm": POST_LN,
     "xlnet": POST_LN,
-    "cpmant": "its attention looks at later tokens too, so that its logits predict nothing",
-    "reformer": "its two residual streams are reversible and its attention hashes at random, so "
-    "that no two runs of it are alike",
+    "cpmant": "its attention looks at later tokens too, so that learning to predict the next one "
+    "means copying it",
+    "reformer": "its attention hashes at random, so that two runs differ and no identity can be "
+    "shown",
     "git": _PART.format("images"),
     "moshi": _PART.format("speech"),
     "moss_transcribe_diarize": _PART.format("speech"),

@@ -11,7 +11,7 @@ from deepen.anatomy.families import linear as linear_hybrids
 from deepen.anatomy.families.linear import MTP
 from deepen.anatomy.families.llama import ATTENTION_NORM, FFN_NORM, attention, gated
 from deepen.anatomy.families.mixers import Kinds, mamba, mamba2, product
-from deepen.anatomy.families.mixtures import banked, router, single
+from deepen.anatomy.families.mixtures import banked, expert_groups, router, single
 from deepen.anatomy.family import Config, Family, Heads, rope_heads
 from deepen.anatomy.tensors import Table, bank, fused, linear, norm
 
@@ -180,6 +180,7 @@ FAMILIES = (
             for name in ("embeddings.weight", "norm_f.weight", "layers.")
         },
         per_layer_lists=("layers_block_type", "hybrid_override_pattern"),
+        sizes=expert_groups,
         carried=MTP,
         heads=_unrotated,
     ),

@@ -56,8 +56,8 @@ _OPT = Family(
                 config.get("_remove_final_layer_norm")
                 or not config["layer_norm_elementwise_affine"]
             ),
-            "it has LayerNorms without weights, or none after the last block, which no published "
-            "OPT has and deepen does not know",
+            "its LayerNorms have no weights, or the last one is missing "
+            "(layer_norm_elementwise_affine, _remove_final_layer_norm), which deepen does not know",
         ),
     ),
 )
@@ -68,8 +68,8 @@ _XGLM = replace(
     embeddings="model.embed_tokens.weight",
     outside=(),
     final_norm=affine("model.layer_norm"),
-    # Older checkpoints store the sinusoids; loaders compute them.
     optional_outside=(),
+    # Older checkpoints store the sinusoids; loaders compute them.
     carried=("model.embed_positions.",),
     block_prefix="model.layers.",
     depth_field="num_layers",

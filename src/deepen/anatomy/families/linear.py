@@ -18,7 +18,7 @@ from deepen.anatomy.families.llama import (
     query_key_norms,
 )
 from deepen.anatomy.families.mixers import Kinds, convs, delta, linear_attention, product
-from deepen.anatomy.families.mixtures import banked, router, shared, single
+from deepen.anatomy.families.mixtures import banked, expert_groups, router, shared, single
 from deepen.anatomy.family import Config, Family, Heads
 from deepen.anatomy.tensors import Table, fused, linear, norm, other
 
@@ -103,7 +103,7 @@ def _olmo_kinds() -> dict[str, Table]:
     Checkpoints name the norms otherwise than transformers does. As it saves a model it renames the
     first norm on the way out like the FFN's norm of the other blocks.
     """
-    stored, memory = convs("linear_attn", ("mixer_key", "mixer_key", "mixer"))
+    stored, memory = convs("linear_attn", ("query_conv", "key_conv", "value_conv"))
 
     def mixer(convolutions: Table, before: str, between: str) -> Table:
         return {
@@ -132,13 +132,23 @@ def _olmo_kinds() -> dict[str, Table]:
     }
 
 
-def _olmo_sizes(config: Config) -> dict[str, int]:
-    """Read how many channels of the convolution are queries' or keys', and how many values'."""
+def _olmo_sizes(config: Config, stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Read how many channels each of the three stored convolutions has.
+
+    transformers joins them as it loads. As it saves it cuts the whole into three equal ones,
+    whatever the numbers of query, key and value channels.
+    """
     key, value = (
         config[f"linear_num_{what}_heads"] * config[f"linear_{what}_head_dim"]
         for what in ("key", "value")
     )
-    return {"mixer_key": key, "mixer": value}
+    cuts = {
+        f"{what}_conv": shape[0]
+        for what in ("query", "key", "value")
+        for name, shape in stored.items()
+        if name.endswith(f"linear_attn.{what[0]}_conv1d.weight")
+    }
+    return cuts or {"query_conv": key, "key_conv": key, "value_conv": value}
 
 
 def _kimi_mixers() -> dict[str, Table]:
@@ -214,7 +224,7 @@ def _bailing_mixers() -> dict[str, Table]:
         return {
             **ATTENTION_NORM,
             **bare,
-            **linear(f"{name}.g_proj", "attention_gate", "query_head", "residual"),
+            **linear(f"{name}.g_proj", "attention_gate", "heads", "residual"),
             **linear(f"{name}.{output}", "attention_output", "residual", "attended"),
         }
 
@@ -244,6 +254,7 @@ def _bailing_ffns() -> dict[str, Table]:
 _GATED: dict[str, Any] = {
     "per_layer_lists": ("layer_types",),
     "heads": _gated_heads,
+    "norm_offset": 1.0,
     "carried": MTP,
 }
 
@@ -271,6 +282,7 @@ FAMILIES = (
         per_layer_lists=_LISTS,
         prefix_counts=("first_k_dense_replace",),
         rewrite=_kimi_lists,
+        sizes=expert_groups,
         heads=no_heads,
     ),
     Family(
@@ -280,6 +292,7 @@ FAMILIES = (
         per_layer_lists=_LISTS,
         prefix_counts=("first_k_dense_replace",),
         trailing_field="num_nextn_predict_layers",
+        sizes=expert_groups,
         heads=no_heads,
     ),
 )

@@ -119,7 +119,7 @@ _LATENT = {
 }
 
 # One learned logit per head takes attention away from all tokens.
-_SINKS = other("self_attn.sinks", "sinks", ("query_head",))
+_SINKS = other("self_attn.sinks", "sinks", ("heads",))
 
 _GRANITE_SWA: Table = {**_BLOCK, **_SINKS}
 _GLM: Table = {**ATTENTION_NORM, **attention(), **FFN_NORM, **fused_gated()}

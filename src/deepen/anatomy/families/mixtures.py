@@ -144,7 +144,7 @@ def _renamed(table: Table, parts: Mapping[str, str]) -> Table:
     return result
 
 
-def expert_groups(config: Config) -> dict[str, int]:
+def expert_groups(config: Config, shapes: object = None) -> dict[str, int]:
     """Count the groups of experts that a router chooses among before it chooses experts."""
     groups, chosen = config.get("n_group") or 1, config.get("topk_group") or 1
     limited = config.get("topk_method") != "greedy" and chosen < groups
@@ -153,7 +153,7 @@ def expert_groups(config: Config) -> dict[str, int]:
 
 def sinks(name: str = "self_attn.sinks") -> Table:
     """Describe one learned logit per head, which takes attention away from all tokens."""
-    return other(name, "sinks", ("query_head",))
+    return other(name, "sinks", ("heads",))
 
 
 def either(without: Kinds, having: Kinds, what: str) -> dict[str, Table]:

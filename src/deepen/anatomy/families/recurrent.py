@@ -88,6 +88,7 @@ FAMILIES = (
         final_norm=("model.final_norm.weight",),
         per_layer_lists=("block_types",),
         explicit=_repeated,
+        norm_offset=1.0,
     ),
     Family(
         "rwkv",

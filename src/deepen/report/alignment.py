@@ -1,0 +1,199 @@
+"""How well the parents of new blocks align: plans as pictures, and tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from deepen.comparison import aggregate
+from deepen.report import text
+from deepen.report.tables import Cell, Table
+from deepen.results import ArmRecord, BlockAlignment, PartAlignment
+
+LEVELS = (
+    (0.5, "below ½"),
+    (2.0, "½ to 2: as the uniform plan"),
+    (4.0, "2 to 4"),
+    (8.0, "4 to 8"),
+    (16.0, "8 to 16"),
+    (32.0, "16 to 32"),
+    (math.inf, "above 32"),
+)
+"""Shades of a heat map: where each ends, in units of the uniform plan's mass, and its name."""
+
+_HEADER = [
+    *("blocks of the base: part", "new block", "units", "same index", "matched", "by chance"),
+    *("in place", "effective matches", "CKA"),
+]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One plan, drawn as one path for each shade on a canvas of a unit a cell."""
+
+    title: str
+    """The two blocks."""
+    told: str
+    """The new block between them."""
+    rows: int
+    """Neurons of the lower block, shrunk."""
+    columns: int
+    """Neurons of the upper block, shrunk."""
+    paths: list[tuple[int, str]]
+    """Shade, and the cells that have it, as an SVG path."""
+
+
+@dataclass(frozen=True)
+class Parents:
+    """New blocks that several arms make from the same parents."""
+
+    arms: list[tuple[int, str]]
+    """Index and label of those arms."""
+    maps: list[HeatMap]
+    """One for each pair of parents that has a plan, as the first of the arms found it."""
+    table: Table
+    """One row for each pair and part, as the first of the arms found it."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the section on alignment shows."""
+
+    parents: list[Parents]
+    """One entry for each set of parents."""
+    norm_ratios: Table
+    """How large new hidden weights are, arm by arm; rows carry the arm's index in ``arms``."""
+    arms: list[int]
+    """Index of the arm of each row."""
+    regularisation: str
+    """Of the plans that are drawn."""
+    calibration: str | None
+    """The text of CKA."""
+    levels: list[str]
+    """Names of the shades."""
+
+
+def alignment(records: Sequence[ArmRecord], arms: Sequence[str]) -> Alignment | None:
+    """Gather what is known of alignment; ``None`` if nothing is.
+
+    Args:
+        records: Lines of records.jsonl.
+        arms: Labels in order.
+    """
+    measured = [r for r in records if r.grow and r.alignment and r.alignment.blocks]
+    known = [arm for arm in arms if any(record.arm == arm for record in measured)]
+    if not known:
+        return None
+    first = {arm: aggregate.of_arm(measured, arm)[0] for arm in known}
+    sets: dict[tuple[object, ...], list[str]] = {}
+    for arm, record in first.items():
+        sets.setdefault(tuple(_pairs(record)), []).append(arm)
+    shown = first[known[0]].alignment
+    assert shown is not None
+    return Alignment(
+        parents=[_parents(first[same[0]], same, arms) for same in sets.values()],
+        norm_ratios=_norm_ratios({arm: aggregate.of_arm(measured, arm) for arm in known}),
+        arms=[arms.index(arm) for arm in known],
+        regularisation=f"{shown.regularisation:g}",
+        calibration=shown.calibration,
+        levels=[name for _, name in LEVELS],
+    )
+
+
+def _pairs(record: ArmRecord) -> list[tuple[int, int, int]]:
+    """Return each new block's index after its two parents, which are blocks of the base."""
+    assert record.grow is not None
+    assert record.alignment is not None
+    found = []
+    for new in [block.block for block in record.alignment.blocks]:
+        entry = record.grow.step.plan[new] if new is not None else new
+        if new is not None and isinstance(entry, list):
+            found.append((int(entry[0]), int(entry[1]), new))
+    return found
+
+
+def _parents(record: ArmRecord, same: Sequence[str], arms: Sequence[str]) -> Parents:
+    """Show every pair of parents once, whatever the number of new blocks between them."""
+    assert record.alignment is not None
+    blocks = {block.block: block for block in record.alignment.blocks}
+    maps, rows = [], []
+    for (below, above), group in groupby(_pairs(record), key=lambda found: found[:2]):
+        new = [index for _, _, index in group]
+        title, block = f"{below} and {above}", blocks[new[0]]
+        if block.heat_map:
+            maps.append(_heat_map(block.heat_map, title, new))
+        rows += _rows(block, title, new)
+    return Parents(
+        arms=[(arms.index(arm), arm) for arm in same],
+        maps=maps,
+        table=Table(f"Parents of the new blocks of {', '.join(same)}", _HEADER, rows),
+    )
+
+
+def _heat_map(cells: Sequence[Sequence[float]], title: str, new: list[int]) -> HeatMap:
+    """Draw a plan, runs of cells of one shade as one rectangle."""
+    paths: dict[int, list[str]] = {}
+    for y, row in enumerate(cells):
+        x = 0
+        for shade, run in groupby(row, key=_shade):
+            width = len(list(run))
+            paths.setdefault(shade, []).append(f"M{x} {y}h{width}v1h-{width}z")
+            x += width
+    return HeatMap(
+        title=title,
+        told=f"new: {text.blocks(new)}",
+        rows=len(cells),
+        columns=len(cells[0]),
+        paths=[(shade, "".join(paths[shade])) for shade in sorted(paths)],
+    )
+
+
+def _shade(mass: float) -> int:
+    """Return the index of a mass's shade."""
+    return next(i for i, (end, _) in enumerate(LEVELS) if mass < end or end == math.inf)
+
+
+def _rows(block: BlockAlignment, title: str, new: list[int]) -> list[tuple[str, list[Cell]]]:
+    """Write one pair: what belongs to the pair in its first row, the plan's with its neurons."""
+    neurons = next((p for p in block.parts if p.part.startswith("neurons")), None)
+    rows = []
+    for part in block.parts:
+        spread = block.effective_matches if part is neurons else None
+        whole = part is block.parts[0]
+        rows.append(
+            (
+                f"{title}: {part.part}",
+                [
+                    Cell(text.blocks(new) if whole else ""),
+                    *_part(part),
+                    Cell("" if spread is None else text.fixed(spread, 1)),
+                    Cell(text.fixed(block.cka, 2) if whole and block.cka is not None else ""),
+                ],
+            )
+        )
+    return rows
+
+
+def _part(part: PartAlignment) -> list[Cell]:
+    """Write how well one part was matched."""
+    return [
+        Cell(str(part.units)),
+        Cell(text.fixed(part.similarity_before, 3)),
+        Cell(text.fixed(part.similarity_after, 3)),
+        Cell(text.fixed(part.similarity_by_chance, 3)),
+        Cell(text.share(part.in_place)),
+    ]
+
+
+def _norm_ratios(records: Mapping[str, Sequence[ArmRecord]]) -> Table:
+    """Write every arm's norm ratios, role by role."""
+    found = {arm: aggregate.norm_ratios(of_arm) for arm, of_arm in records.items()}
+    roles = list(dict.fromkeys(role for ratios in found.values() for role in ratios))
+    rows = [
+        (arm, [Cell(text.fixed(ratios[r], 2) if r in ratios else "–") for r in roles])
+        for arm, ratios in found.items()
+    ]
+    header = ["arm", *(role.replace("_", " ") for role in roles)]
+    return Table(
+        "Norms of new blocks’ hidden weights, as a share of the upper parent’s", header, rows
+    )
