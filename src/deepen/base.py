@@ -166,14 +166,29 @@ def _family(source: Source) -> Family:
         )
     if source.config.get("is_encoder_decoder"):
         what = "an encoder-decoder model; deepen grows decoders alone"
-    elif any(key.endswith("_config") and "vision" in key for key in source.config):
-        what = "a vision-language model; give deepen its text model as a checkpoint of its own"
+    elif text := _text_model(source.config):
+        kind = "vision-language" if "vision_config" in source.config else "multimodal"
+        what = f"a {kind} model, and deepen does not grow its text model {text!r} either"
+        if text in FAMILIES:
+            what = (
+                f"a {kind} model; save its text model as a checkpoint of its own, of "
+                f"family {text!r}, as docs/architectures.md shows, and grow that"
+            )
     else:
         what = (
             f"of family {model_type!r}, which deepen cannot grow yet; "
             f"docs/architectures.md lists the {len(FAMILIES)} that it can"
         )
     raise DeepenError(f"{source.name} is {what}.")
+
+
+def _text_model(config: Mapping[str, Any]) -> str | None:
+    """Return the family of the text model inside a larger one; ``None`` if it is none such."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        return str(text.get("model_type", "unknown"))
+    seeing = any(key.endswith("_config") and "vision" in key for key in config)
+    return "unknown" if seeing else None
 
 
 def _resolve(source: Source, family: Family) -> dict[str, Any]:

@@ -49,8 +49,6 @@ def paired(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
 def _by_type(insert: Insert, anatomy: Anatomy, types: _Types) -> Insert:
     """Choose the parents of one new block."""
     below, above, kinds = insert.below, insert.above, anatomy.blocks
-    if types[below] == types[above]:
-        return insert
     if pair := _nearest(insert, types, range(anatomy.depth)):
         return Insert(*pair, insert.t)
     if kinds[below] is kinds[above]:
@@ -86,15 +84,15 @@ def _by_rule(plan: Plan, types: _Types, base: Sequence[object], grown: Sequence[
         DeepenError: It makes something else of a kept block, or of a new one something that no
             blocks around it are.
     """
-    blocks: list[Keep | Insert] = []
-    for block, wanted in zip(plan.blocks, grown, strict=True):
-        like = [index for index, made in enumerate(base) if made == wanted]
-        if isinstance(block, Insert):
-            blocks.append(_ruled(block, types, like))
-        elif block.source in like:
-            blocks.append(block)
-        else:
-            raise _shifted(plan, base, block.source, len(blocks))
+    for index, (block, wanted) in enumerate(zip(plan.blocks, grown, strict=True)):
+        if isinstance(block, Keep) and base[block.source] != wanted:
+            raise _shifted(plan, base, block.source, index)
+    blocks = [
+        block
+        if isinstance(block, Keep)
+        else _ruled(block, types, [index for index, made in enumerate(base) if made == wanted])
+        for block, wanted in zip(plan.blocks, grown, strict=True)
+    ]
     return Plan(plan.base_depth, tuple(_spread(blocks)))
 
 
@@ -115,12 +113,16 @@ def _ruled(insert: Insert, types: _Types, like: Sequence[int]) -> Insert:
 
 def _shifted(plan: Plan, base: Sequence[object], source: int, index: int) -> DeepenError:
     """Say that a kept block would become something else, and what can be done."""
-    period = next(p for p in range(1, len(base) + 1) if base[p:] == base[: len(base) - p])
-    gap = plan.inserts[0].below
+    depth = len(base)
+    period = next(p for p in range(1, depth + 1) if base[p:] == base[: depth - p])
+    # Gaps with a whole period on either side, so that every new block finds two parents.
+    gaps = range(period - 1, depth - period)
+    gap = min(gaps, key=lambda gap: abs(gap - plan.inserts[0].below)) if gaps else depth - 1
+    where = f"--placement after:{','.join([str(gap)] * period)}"
     return DeepenError(
         f"This family's config.json says by a rule on their index what blocks are made of, and "
         f"block {source} would become something else at index {index}; insert whole periods of "
-        f"{period} new blocks, for example --placement after:{','.join([str(gap)] * period)}."
+        f"{period} new blocks, for example {where}{'' if gaps else ' with --method llama-pro'}."
     )
 
 

@@ -121,7 +121,7 @@ def prepare(
             "LESA learns each weight from the same weight of every block, and this base's blocks "
             "are of several kinds; choose another method."
         )
-    if anatomy.blocks[0].experts:
+    if anatomy.blocks[0].experts or anatomy.blocks[0].name("router"):
         raise DeepenError(
             "LESA learns each weight from the same weight of every block, and experts have no "
             "order across blocks; choose another method."

@@ -1,4 +1,4 @@
-"""Hybrids with short convolutions, in place of attention (LFM) or inside it (Zaya)."""
+"""Hybrids with short convolutions, in place of attention (LFM) or around it (Zaya, Inkling)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ from deepen.anatomy.families.llama import (
     ATTENTION_NORM,
     FFN_NORM,
     attention,
+    gated,
     no_heads,
     normed_heads,
     query_key_norms,
@@ -146,6 +147,60 @@ def _zaya_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     return {"expert": config["num_experts"], "one": 1}
 
 
+def _inkling(ffn: Table) -> Table:
+    """Describe Inkling's blocks: what leaves attention and FFN is convolved, nothing else added."""
+    relative = "self_attn.rel_logits_proj.proj"
+    return {
+        **ATTENTION_NORM,
+        **attention(),
+        **linear("self_attn.r_proj", "relative", "relative_heads", "residual"),
+        **conv("self_attn.k_sconv.conv1d", "key_conv", "key_channels"),
+        **conv("self_attn.v_sconv.conv1d", "value_conv", "value_channels"),
+        **query_key_norms(),
+        **other(relative, "relative_logits", ("relative_rank", "relative_extent")),
+        **conv("attn_sconv.conv1d", "attention_output_conv", "residual"),
+        **FFN_NORM,
+        **ffn,
+        **conv("mlp_sconv.conv1d", "ffn_output_conv", "residual"),
+    }
+
+
+_INKLING_ROUTER = StoredSpec(
+    (
+        TensorSpec("router", ("expert", "residual")),
+        TensorSpec("shared_router", ("shared_expert", "residual")),
+    ),
+    "rows",
+)
+_INKLING: Kinds = {
+    "dense": _inkling({**gated(), **other("mlp.global_scale", "ffn_scale", ("one",))}),
+    "experts": _inkling(
+        {
+            "mlp.gate.weight": _INKLING_ROUTER,
+            **other("mlp.gate.global_scale", "ffn_scale", ("one",)),
+            **other("mlp.gate.e_score_correction_bias", "router_correction", ("expert",)),
+            **banked(),
+            **{
+                f"mlp.shared_experts.{name}_proj": StoredSpec((TensorSpec(role, axes, silent),))
+                for name, role, axes, silent in (
+                    ("gate", "shared_gate", ("shared_expert", "shared_ffn", "residual"), None),
+                    ("up", "shared_up", ("shared_expert", "shared_ffn", "residual"), None),
+                    ("down", "shared_output", ("shared_expert", "residual", "shared_ffn"), 0.0),
+                )
+            },
+        }
+    ),
+}
+_INKLING_AXES = (
+    "query key_value value attended head relative_heads relative_extent key_channels value_channels"
+)
+
+
+def _inkling_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Read how many of the router's rows are experts, and how many shared experts."""
+    return {"expert": config["n_routed_experts"], "shared_expert": config["n_shared_experts"]}
+
+
 _LFM: dict[str, Any] = {
     "final_norm": ("model.embedding_norm.weight",),
     "per_layer_lists": ("layer_types",),
@@ -171,6 +226,17 @@ FAMILIES = (
         per_layer_lists=("layer_types",),
         pattern=first_differs,
         sizes=_zaya_sizes,
+        heads=no_heads,
+    ),
+    Family(
+        "inkling_text",
+        _INKLING,
+        outside=("model.embed_tokens.embed_norm.weight",),
+        per_layer_lists=("layer_types", "mlp_layer_types"),
+        index_lists=("local_layer_ids",),
+        sizes=_inkling_sizes,
+        varying=frozenset(_INKLING_AXES.split()),
+        carried=("model.mtp.",),
         heads=no_heads,
     ),
 )

@@ -6,7 +6,7 @@ layout that go together.
 
 from dataclasses import replace
 
-from deepen.anatomy.families import convolution, recurrent
+from deepen.anatomy.families import convolution, indexed, recurrent
 from deepen.anatomy.families import linear as linear_hybrids
 from deepen.anatomy.families.linear import MTP
 from deepen.anatomy.families.llama import ATTENTION_NORM, FFN_NORM, attention, gated
@@ -184,6 +184,7 @@ FAMILIES = (
         carried=MTP,
         heads=_unrotated,
     ),
+    *indexed.FAMILIES,
     *linear_hybrids.FAMILIES,
     *convolution.FAMILIES,
     *recurrent.FAMILIES,
@@ -199,6 +200,10 @@ _VISION = "it is a vision-language model; give deepen its text model as a checkp
 REFUSED: dict[str, str] = {
     "zamba": _SHARED_BLOCKS,
     "zamba2": _SHARED_BLOCKS,
+    "qwen4_exp_text": (
+        "its n-gram embeddings are hashed by how many blocks below have some, and a new block "
+        "could change that"
+    ),
     "deepseek_v4": _MIXED_STREAMS,
     "qwen3_5": _VISION,
     "qwen3_5_moe": _VISION,

@@ -65,6 +65,33 @@ def _rwkv() -> Table:
     }
 
 
+def _xlstm() -> Table:
+    """Describe xLSTM's blocks, of mLSTM alone. arXiv 2503.13427, section 2."""
+    inner = {
+        "q": ("mixer_query", "mixer_key"),
+        "k": ("mixer_key", "mixer_key"),
+        "v": ("mixer_value", "mixer"),
+        "ogate_preact": ("mixer_gate", "mixer"),
+        "igate_preact": ("mixer_rate", "mixer_head"),
+        "fgate_preact": ("mixer_forget", "mixer_head"),
+    }
+    mixer: Table = {
+        tensor: spec
+        for name, (role, axis) in inner.items()
+        for tensor, spec in linear(f"mlstm_layer.{name}", role, axis, "residual").items()
+    }
+    return {
+        **norm("norm_mlstm", "attention_norm"),
+        **mixer,
+        **norm("mlstm_layer.multihead_norm", "mixer_inner_norm", "mixer"),
+        **linear("mlstm_layer.out_proj", "mixer_output", "residual", "mixer"),
+        **norm("norm_ffn", "ffn_norm"),
+        **linear("ffn.proj_up_gate", "gate", "ffn", "residual"),
+        **linear("ffn.proj_up", "up", "ffn", "residual"),
+        **linear("ffn.proj_down", "ffn_output", "residual", "ffn"),
+    }
+
+
 def _backbone(model_type: str, block: Table) -> Family:
     """Make a family of Mamba blocks alone."""
     return Family(
@@ -82,6 +109,15 @@ FAMILIES = (
     _backbone("mamba", _MAMBA),
     _backbone("falcon_mamba", _MAMBA),
     _backbone("mamba2", _MAMBA2),
+    Family(
+        "xlstm",
+        {"block": _xlstm()},
+        embeddings="backbone.embeddings.weight",
+        final_norm=("backbone.out_norm.weight",),
+        block_prefix="backbone.blocks.",
+        depth_aliases=("num_blocks",),
+        heads=no_heads,
+    ),
     Family(
         "recurrent_gemma",
         _GRIFFIN,
