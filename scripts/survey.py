@@ -102,7 +102,8 @@ def attempt(base: Path, out: Path, method: str) -> str:
         return f"wrong: {failed[0]}"
     if methods.get(method).preserves_function:
         difference = float((after - before).abs().max())
-        return "exact" if torch.equal(after, before) else f"wrong: logits differ by {difference:.2g}"
+        same = torch.equal(after, before)
+        return "exact" if same else f"wrong: logits differ by {difference:.2g}"
     return "grown" if torch.isfinite(after).all() else "wrong: NaN"
 
 
@@ -145,7 +146,8 @@ def tables(findings: list[Finding]) -> Iterator[str]:
     names = methods.names()
     yield summary(findings)
     yield ""
-    yield "| family | " + " | ".join(f"`{name}`" for name in names) + " | silenced | per-layer config |"
+    columns = ["family", *(f"`{name}`" for name in names), "silenced", "per-layer config"]
+    yield f"| {' | '.join(columns)} |"
     yield "|---" * (len(names) + 3) + "|"
     notes: dict[str, int] = {}
     for finding in grown:
@@ -189,7 +191,8 @@ def summary(findings: list[Finding]) -> str:
     refused = sum(f.refused is not None for f in findings)
     text = (
         f"Of the {len(findings)} causal language model families of transformers "
-        f"{version('transformers')}: **{right} grown right, {refused} refused, {len(wrong)} wrong**."
+        f"{version('transformers')}: **{right} grown right, {refused} refused, {len(wrong)} "
+        f"wrong**."
     )
     for finding in wrong:
         text += f"\n- {finding.model_type}: {finding.verdicts}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepen.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
-from deepen.checkpoint import Source, is_finite
+from deepen.checkpoint import Source, is_finite, positions_of
 from deepen.errors import DeepenError
 from deepen.hub import open_model
 
@@ -74,10 +74,7 @@ class Base:
     @property
     def positions(self) -> int | None:
         """How many positions the model has; ``None`` if it does not say."""
-        for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(positions := self.resolved.get(field), int):
-                return positions
-        return None
+        return positions_of(self.resolved)
 
     def block(self, index: int, device: torch.device) -> LazyBlock:
         """Return one block, to be loaded on access."""

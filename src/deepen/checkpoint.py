@@ -65,6 +65,14 @@ class TensorInfo:
         return self.parameters * DTYPES[self.dtype].itemsize
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model has, by its config; ``None`` if it does not say."""
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(positions := config.get(field), int):
+            return positions
+    return None
+
+
 class Source(ABC):
     """A model to grow: its config and its tensors, each loaded when asked for."""
 

@@ -30,9 +30,9 @@ LAYOUTS = {
         (3, 10, 14),
     ),
     "bank of biases": (
-        bank(
-            "x", dict.fromkeys(("gate", "up"), ("ffn", "residual")), split="alternate", bias="b"
-        )["b"],
+        bank("x", dict.fromkeys(("gate", "up"), ("ffn", "residual")), split="alternate", bias="b")[
+            "b"
+        ],
         (3, 14),
     ),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deepen import device as devices
-from deepen.checkpoint import FolderSource
+from deepen.checkpoint import FolderSource, positions_of
 from deepen.errors import DeepenError
 from deepen.evaluation import harness, texts
 from deepen.hub import open_model
@@ -97,11 +97,11 @@ def _check(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise DeepenError(f"{name} must be at least 1, not {number}.")
-    positions = source.config.get("max_position_embeddings") or math.inf
+    positions = positions_of(source.config) or math.inf
     if sequence_length is not None and sequence_length > positions:
         raise DeepenError(
             f"sequence_length is {sequence_length}, but {source.name} has only {positions} "
-            f"positions (max_position_embeddings); ask for no more than that."
+            f"positions; ask for no more than that."
         )
     return sequence_length or int(min(positions, LONGEST_DEFAULT))
 
