@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+import shrink
 import tiny
 from deepen.base import open_base
 
@@ -48,3 +52,24 @@ def test_transport_needs_no_more_for_a_deeper_base(tmp_path):
         peaks[depth] = peak(base, tmp_path / f"grown-{depth}", "opt-deus", MEGABYTE)
     per_block = 2 * open_base(tmp_path / "base-4").parameters_of(0)
     assert peaks[16] - peaks[4] < 6 * per_block, peaks  # half of the 12 blocks more
+
+
+@pytest.mark.parametrize(("family", "banks"), [("mixtral", 0), ("gpt_oss", 2)])
+def test_experts_are_handled_one_at_a_time(tmp_path, family, banks):
+    """With tensors of their own their number does not matter; a bank is assembled once.
+
+    A parent's bank is mapped, and counts as it is read: gate and up of both parents, or down.
+    """
+    peaks, block = {}, {}
+    for experts in (8, 64):
+        sizes = {"hidden_size": 256, "intermediate_size": 512}
+        sizes |= dict.fromkeys(("num_local_experts", "num_experts"), experts)
+        folder = tmp_path / f"{experts}"
+        model = shrink.model(family, **sizes, num_hidden_layers=4, layer_types=None)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        block[experts] = 2 * open_base(folder).parameters_of(0)
+        peaks[experts] = peak(folder, tmp_path / f"grown-{experts}", "opt-deus", 16 * MEGABYTE)
+    more = block[64] - block[8]
+    assert more > 40 * MEGABYTE
+    beyond = (peaks[64] - peaks[8]) / more
+    assert beyond < (banks or 0.4), f"{beyond:.2f} blocks more"

@@ -129,7 +129,8 @@ def _measure(
     ratios = {}
     if new is not None:
         made = base.block(new, device)
-        names = {role: anatomy.name(role) for role in _HIDDEN}
+        unit = anatomy.units[0] if anatomy.units else ""
+        names = {role: anatomy.name(role) or anatomy.name(role, unit) for role in _HIDDEN}
         ratios = {r: norm_ratio(made[n].float(), above[n].float()) for r, n in names.items() if n}
     return BlockAlignment(
         below=insert.below,
@@ -165,10 +166,10 @@ def _qualities(matcher: Matcher) -> Iterator[tuple[str, MatchQuality]]:
         yield "heads", head_quality(heads)
     for unit in matcher.anatomy.units:
         if not unit.isdigit() and (match := matcher.neurons(unit)):
-            yield f"neurons of {unit}" if unit else "neurons", neuron_quality(match)
+            yield f"{unit} neurons".strip(), neuron_quality(match)
     matches = (matcher.neurons(unit) for unit in matcher.anatomy.experts)
     if found := [neuron_quality(match) for match in matches if match]:
-        yield "neurons of experts", _mean(found)
+        yield "expert neurons", _mean(found)
 
 
 def _mean(found: Sequence[MatchQuality]) -> MatchQuality:

@@ -39,7 +39,7 @@ class LazyBlock(Mapping[str, Tensor]):
                 f"Source block {self._index} holds NaN or Inf in tensor {name!r}; "
                 f"new blocks made from it would be broken, so give it a sound checkpoint."
             )
-        return tensor.to(self._device)
+        return _aligned(tensor).to(self._device)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of its logical tensors."""
@@ -48,6 +48,15 @@ class LazyBlock(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of logical tensors."""
         return len(self._anatomy.block)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Copy a tensor that was mapped from an odd place of a file.
+
+    Products of such memory can round otherwise, and how a checkpoint is divided into files must not
+    change what is made of it.
+    """
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
 
 
 @dataclass(frozen=True)

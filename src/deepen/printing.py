@@ -16,6 +16,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from deepen import methods
+from deepen.errors import DeepenError
 from deepen.inspection import InspectRecord
 from deepen.methods.base import Method
 from deepen.methods.base import Progress as Report
@@ -87,10 +89,19 @@ def _made_from(step: Step) -> str:
     )
 
 
+def _chosen(step: Step) -> dict[str, object]:
+    """Return the options that are not the method's defaults, and the fidelity."""
+    try:
+        defaults = methods.get(step.method).options().model_dump(mode="json")
+    except DeepenError:  # grown by a method that is not installed here
+        defaults = {}
+    return {k: v for k, v in step.options.items() if k == "fidelity" or v != defaults.get(k, v)}
+
+
 def growth(record: GrowRecord) -> Group:
     """Show what was done, or what would be."""
     step = record.step
-    options = ", ".join(f"{key}={value}" for key, value in step.options.items())
+    options = ", ".join(f"{key}={value}" for key, value in _chosen(step).items())
     share = record.trainable_parameters / record.parameters
     added = record.new_parameters / record.base_parameters
     rows: list[tuple[str, str | Text]] = [
@@ -315,9 +326,9 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
         table.add_column(heading, justify=justify, no_wrap=True)
     for block in record.alignment.blocks:
         ratios = sorted(block.norm_ratios.values())
+        spread = next((part for part in block.parts if "neurons" in part.part), None)
         for row, part in enumerate(block.parts):
             first = row == 0
-            neurons = part.part == "neurons"
             table.add_row(
                 f"{block.below}|{block.above}" if first else "",
                 str(block.block) if first and block.block is not None else "",
@@ -326,7 +337,9 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
                 f"{part.similarity_after:.3f}",
                 Text(f"{part.similarity_by_chance:.3f}", "dim"),
                 f"{part.in_place:.1%}",
-                f"{block.effective_matches:.1f}" if neurons and block.effective_matches else "",
+                f"{block.effective_matches:.1f}"
+                if part is spread and block.effective_matches
+                else "",
                 f"{block.cka:.2f}" if first and block.cka is not None else "",
                 f"{ratios[len(ratios) // 2]:.2f}" if first and ratios else "",
             )
@@ -339,12 +352,12 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
     return [table, Text(legend, "dim")]
 
 
-def method_table(methods: list[Method]) -> Table:
+def method_table(known: list[Method]) -> Table:
     """Show every method and its options."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for method in methods:
+    for method in known:
         function = "keeps" if method.preserves_function else "changes"
         trains = method.trains.replace("_", " ")
         table.add_row(method.name, f"{method.summary} ({method.reference})")

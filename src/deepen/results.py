@@ -200,7 +200,7 @@ class PartAlignment(Record):
     """How well one kind of part of two blocks was matched one to one."""
 
     part: str
-    """``heads``, ``neurons``, ``neurons of experts`` (means over them) or ``neurons of shared``."""
+    """``heads``, ``neurons``, ``expert neurons`` (means over experts) or ``shared neurons``."""
     units: int
     """How many were matched."""
     similarity_before: float
