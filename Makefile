@@ -4,7 +4,7 @@ PYTHON ?= python3
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 
-.PHONY: demo demo-fast test test-slow check bench clean
+.PHONY: demo demo-fast test test-slow check bench survey clean
 
 demo: .venv/ready
 	$(BIN)/deepen demo
@@ -26,6 +26,9 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/expand.py
 	$(BIN)/python benchmarks/training.py
+
+survey: .venv/ready
+	$(BIN)/python scripts/survey.py --write
 
 # torch first and by itself: as a dependency it may come with gigabytes of CUDA libraries.
 .venv/ready: pyproject.toml constraints.txt

@@ -4,19 +4,19 @@
     python benchmarks/science.py runs/science start      # how far the function moves at the start
     python benchmarks/science.py runs/science rates      # every arm at a grid of learning rates
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
-    python benchmarks/science.py runs/science shifted    # the same on text that the base never saw
     python benchmarks/science.py runs/science counts     # how many new blocks, and where
     python benchmarks/science.py runs/science tables     # Markdown of all that is there
 
-Each stage needs the ones above it and resumes where it was. The learning rates are chosen on a seed
-and on held-out files that the later stages do not use. Two arms run at once (``--jobs``).
+Each stage needs the ones above it and resumes where it was. The base is trained on the standard
+library without its tests. Arms go on with those tests, a kind of text that the base never saw, or
+with ``--domain library`` on the same text. Learning rates are chosen for each on a seed and on
+held-out files that the later stages do not use. Two arms run at once (``--jobs``).
 """
 
 import argparse
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,8 +38,9 @@ from deepen.training.run import train
 RECIPE: DemoRecipe = FULL.model_copy(
     update={"hidden": 128, "ffn": 352, "base": Budget(steps=5000, sequences=4, learning_rate=2e-3)}
 )
-LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 150, 4, 32_768
+LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 120, 4, 16_384
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES_OF_EVERYTHING = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 SEEDS, CHOOSING_SEED = (0, 1, 2, 3, 4), 100
 
 Options = dict[str, Any]
@@ -51,7 +52,7 @@ FUSED: dict[str, tuple[str, Options]] = {
     "mean, zeroed": ("avg-deus", {"output_scale": 0}),
     "LESA, zeroed": ("lesa", {"output_scale": 0}),
 }
-"""Arms that average or predict, and zero the outputs: also run with restored row norms."""
+"""Arms that average or predict, and zero the outputs."""
 OTHERS: dict[str, tuple[str, Options]] = {
     "copy, zeroed": ("llama-pro", {}),
     "random, zeroed": ("random", {}),
@@ -64,13 +65,17 @@ OTHERS: dict[str, tuple[str, Options]] = {
 class Files:
     """Where everything lies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, domain: str) -> None:
         """Name the files below a folder."""
-        self.folder = folder
+        self.folder, self.domain = folder, domain
         self.base = folder / "base" / "model"
         self.untrained = folder / "untrained"
         self.calibration = folder / "calibration.txt"
-        self.rates = folder / "rates.json"
+        self.rates = folder / f"rates-{domain}.json"
+
+    def study(self, name: str) -> Path:
+        """Return the folder of a study."""
+        return self.folder / f"{name}-{self.domain}"
 
     def text(self, domain: str, part: str) -> Path:
         """Return a text: of the ``library`` or the ``tests``; for training, choosing or scoring."""
@@ -134,7 +139,8 @@ def all_arms(files: Files) -> Iterator[dict[str, Any]]:
     yield arm(BASE, BASE, {}, files)
     for label, (method, options) in (FUSED | OTHERS).items():
         yield arm(label, method, options, files)
-    for label, (method, options) in FUSED.items():
+    for label in ("normalised", "structured", "mean, zeroed"):
+        method, options = FUSED[label]
         yield arm(f"{label}, norms", method, {**options, "restore_norms": True}, files)
 
 
@@ -144,7 +150,6 @@ def run_study(
     arms: Sequence[dict[str, Any]],
     jobs: int,
     *,
-    domain: str = "library",
     part: str = "scoring",
     seeds: Sequence[int] = SEEDS,
 ) -> list[ArmRecord]:
@@ -152,12 +157,12 @@ def run_study(
     texts = [files.text(d, part) for d in ("library", "tests")]
     study = Study.model_validate(
         {
-            "title": f"Which alignment learns best? {name}",
+            "title": f"Which alignment learns best? {name} on {files.domain}",
             "base": str(files.base),
             "arms": arms,
             "new_layers": 4,
             "seeds": list(seeds),
-            "data": {"path": str(files.text(domain, "training")), "sequence_length": LENGTH},
+            "data": {"path": str(files.text(files.domain, "training")), "sequence_length": LENGTH},
             "training": {
                 "max_steps": STEPS,
                 "batch_size": SEQUENCES,
@@ -166,17 +171,22 @@ def run_study(
             },
             "evaluation": {"perplexity": [str(text) for text in texts], "max_tokens": SCORED},
             "alignment": False,
-            "output": str(files.folder / name),
+            "output": str(files.study(name)),
         }
     )
     with printing.progress_bar() as progress:
         compare(study, jobs=jobs, progress=progress, tell=Console().print)
-    return read_records(files.folder / name)
+    return read_records(files.study(name))
 
 
-def loss(record: ArmRecord, domain: str = "library") -> float:
+def loss(record: ArmRecord, domain: str) -> float:
     """Return a record's loss after training on one domain's held-out text."""
     return next(t for t in record.after.texts if t.file.startswith(domain)).loss_nats_per_token
+
+
+def rates_of(method: str) -> tuple[float, ...]:
+    """Return the learning rates to try: lower ones where everything trains."""
+    return RATES_OF_EVERYTHING if method in (BASE, "solar") else RATES
 
 
 def choose_rates(files: Files, jobs: int) -> None:
@@ -184,13 +194,13 @@ def choose_rates(files: Files, jobs: int) -> None:
     arms = [
         {**one, "label": f"{one['label']} at {rate:g}", "training": {"learning_rate": rate}}
         for one in all_arms(files)
-        for rate in RATES
+        for rate in rates_of(one["method"])
     ]
     records = run_study(files, "rates", arms, jobs, part="choosing", seeds=[CHOOSING_SEED])
     found: dict[str, dict[str, float]] = {}
     for record in records:
         label, _, rate = record.arm.rpartition(" at ")
-        found.setdefault(label, {})[rate] = loss(record)
+        found.setdefault(label, {})[rate] = loss(record, files.domain)
     files.rates.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
@@ -208,12 +218,6 @@ def at_best(files: Files, one: dict[str, Any], like: str = "") -> dict[str, Any]
 def compare_methods(files: Files, jobs: int) -> None:
     """Run every arm at its best learning rate."""
     run_study(files, "methods", [at_best(files, one) for one in all_arms(files)], jobs)
-
-
-def compare_shifted(files: Files, jobs: int) -> None:
-    """Run every arm on text that the base never saw."""
-    arms = [at_best(files, one) for one in all_arms(files)]
-    run_study(files, "shifted", arms, jobs, domain="tests")
 
 
 def compare_counts(files: Files, jobs: int) -> None:
@@ -258,16 +262,18 @@ def interval(difference: PairedDifference) -> str:
 def print_tables(files: Files, jobs: int) -> None:
     """Print what the studies found."""
     if files.rates.is_file():
-        print("\n### Learning rates\n\n| arm | " + " | ".join(f"{r:g}" for r in RATES) + " |")
-        print("|---" * (len(RATES) + 1) + "|")
+        print("\n### Learning rates\n\n| arm | lowest | | | | highest |\n|---|---|---|---|---|---|")
         for label, losses in json.loads(files.rates.read_text(encoding="utf-8")).items():
             least = min(losses.values())
-            cells = (f"**{x:.4f}**" if x == least else f"{x:.4f}" for x in losses.values())
+            cells = (
+                f"**{x:.4f}** at {float(rate):g}" if x == least else f"{x:.4f}"
+                for rate, x in losses.items()
+            )
             print(f"| {label} | {' | '.join(cells)} |")
-    for name, domain in (("methods", "library"), ("shifted", "tests"), ("counts", "library")):
-        if (files.folder / name).is_dir():
+    for name in ("methods", "counts"):
+        if records := read_records(files.study(name)):
             print(f"\n### {name}\n")
-            print_study(read_records(files.folder / name), domain)
+            print_study(records, files.domain)
 
 
 def print_study(records: list[ArmRecord], domain: str) -> None:
@@ -307,7 +313,6 @@ STAGES = {
     "start": measure_start,
     "rates": choose_rates,
     "methods": compare_methods,
-    "shifted": compare_shifted,
     "counts": compare_counts,
     "tables": print_tables,
 }
@@ -318,9 +323,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--domain", choices=("tests", "library"), default="tests")
     parser.add_argument("--jobs", type=int, default=2, help="arms at once")
     asked = parser.parse_args()
-    partial(STAGES[asked.stage], Files(asked.folder))(asked.jobs)
+    STAGES[asked.stage](Files(asked.folder, asked.domain), asked.jobs)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,9 @@ def logits(folder: Path) -> torch.Tensor:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             raise ValueError(f"{problem}: {sorted(map(str, report[problem]))[:3]}")
+    # Shards are mapped from odd places of their files, where products can round otherwise.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     with torch.no_grad():
         return model.eval()(IDS, use_cache=False).logits
 

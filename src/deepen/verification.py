@@ -22,7 +22,7 @@ from deepen.fuse import layout, origins
 from deepen.methods.base import Progress, silent
 from deepen.passage import PASSAGE
 from deepen.plans import Insert, Plan
-from deepen.records import FIELD, Lineage, Step, read_lineage
+from deepen.records import FIELD, Step, read_lineage
 from deepen.results import Check, VerifyRecord
 
 
@@ -56,13 +56,7 @@ def verify(
     where = devices.choose(device)
     before = open_base(base)
     after = FolderSource(Path(grown))
-    lineage = read_lineage(after.config)
-    if lineage is None:
-        raise DeepenError(
-            f"{str(grown)!r} has no deepen entry in its config.json; "
-            f"there is no claim to verify, because deepen did not grow it."
-        )
-    steps = _steps_from(before, lineage)
+    steps = _steps_from(before, after)
     plan = reduce(Plan.then, (Plan.from_json(step.plan) for step in steps))
     promised = all(step.preserves_function for step in steps)
     checks = [_check_base(before, steps), _check_tensors(before, after, plan)]
@@ -83,13 +77,7 @@ def verify(
     if not all(check.passed for check in checks):
         return record.model_copy(update={"checks": checks})
     tokens, how = sample_tokens(before, text, sequences, length)
-    progress("running the base", 0.0)
-    base_logits = forward.logits(before, tokens, where)
-    progress("running the grown model", 0.5)
-    grown_logits = forward.logits(whole, tokens, where)
-    progress("compared", 1.0)
-    difference = float((grown_logits - base_logits).abs().max())
-    moved = kl_nats_per_token(base_logits, grown_logits)
+    difference, moved = _run_both(before, whole, tokens, where, progress)
     checks.append(_check_function(promised, difference, moved, f"{tokens.numel()} {how}"))
     return record.model_copy(
         update={
@@ -99,6 +87,18 @@ def verify(
             "kl_nats_per_token": moved,
         }
     )
+
+
+def _run_both(
+    base: Base, grown: Base, tokens: Tensor, device: torch.device, progress: Progress
+) -> tuple[float, float]:
+    """Return the largest difference of two models' logits, and KL(base ‖ grown) per token."""
+    progress("running the base", 0.0)
+    before = forward.logits(base, tokens, device)
+    progress("running the grown model", 0.5)
+    after = forward.logits(grown, tokens, device)
+    progress("compared", 1.0)
+    return float((after - before).abs().max()), kl_nats_per_token(before, after)
 
 
 def kl_nats_per_token(base_logits: Tensor, grown_logits: Tensor) -> float:
@@ -141,8 +141,18 @@ def sample_tokens(base: Base, text: str | None, sequences: int, length: int) -> 
     ), "tokens of text"
 
 
-def _steps_from(base: Base, lineage: Lineage) -> list[Step]:
-    """Return the growths that start at a base; the latest one if it is not in the lineage."""
+def _steps_from(base: Base, grown: Source) -> list[Step]:
+    """Return the growths that start at a base; the latest one if it is not in the lineage.
+
+    Raises:
+        DeepenError: deepen did not grow the model.
+    """
+    lineage = read_lineage(grown.config)
+    if lineage is None:
+        raise DeepenError(
+            f"{grown.name!r} has no deepen entry in its config.json; "
+            f"there is no claim to verify, because deepen did not grow it."
+        )
     bases = [step.base.fingerprint for step in lineage.steps]
     known = base.source.fingerprint in bases
     return lineage.steps[bases.index(base.source.fingerprint) if known else -1 :]

@@ -1,6 +1,6 @@
 """Keep config.json true for a deeper stack."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deepen.anatomy.family import Family
@@ -52,23 +52,11 @@ def grown_config(
     if family.for_depth:
         grown |= family.for_depth(resolved, plan.depth)
     grown |= {field: plan.depth for field in family.depth_aliases if field in config}
-    known = {*family.per_layer_lists, *family.index_lists}
-    for field in (*_lists(config, plan.base_depth), *_lists(resolved, plan.base_depth)):
-        if field not in known:
-            raise DeepenError(
-                f"config.json has a list {field!r} with one entry per block; deepen does not know "
-                f"how a {family.model_type!r} model uses it and would have to guess."
-            )
+    _refuse_unknown((config, resolved), family, plan.base_depth)
     for field in family.per_layer_lists:
         entries = grown.get(field) or resolved.get(field)
         if isinstance(entries, list | tuple | str):
-            if len(entries) != plan.base_depth:
-                raise DeepenError(
-                    f"config.json has {len(entries)} entries in {field!r} for {plan.base_depth} "
-                    f"blocks; correct the checkpoint."
-                )
-            chosen = [entries[parent] for parent in plan.type_parents]
-            grown[field] = "".join(chosen) if isinstance(entries, str) else chosen
+            grown[field] = _extended(field, entries, plan)
     for field in family.index_lists:
         entries = grown.get(field) or resolved.get(field)
         if isinstance(entries, list | tuple):
@@ -77,19 +65,51 @@ def grown_config(
     for field in family.prefix_counts:
         count = config.get(field, resolved.get(field))
         if isinstance(count, int):
-            inside = [parent < count for parent in plan.type_parents]
-            leading = inside.index(False) if False in inside else plan.depth
-            if sum(inside) != leading:
-                raise DeepenError(
-                    f"config.json counts the first {count} blocks in {field!r}, and the new blocks "
-                    f"would not leave them together; choose another placement."
-                )
-            grown[field] = leading + max(0, count - plan.base_depth)
+            grown[field] = _counted(field, count, plan)
     if overrides := resolved.get("per_layer_config"):  # of any family: block → its own values
         by_block = {int(index): entry for index, entry in overrides.items()}
         parents = enumerate(plan.type_parents)
         grown["per_layer_config"] = {str(i): by_block[p] for i, p in parents if p in by_block}
     return grown | (family.rewrite(config, plan.type_parents) if family.rewrite else {})
+
+
+def _refuse_unknown(configs: Iterable[Mapping[str, Any]], family: Family, depth: int) -> None:
+    """Refuse lists with one entry per block that no table knows.
+
+    Raises:
+        DeepenError: There is one.
+    """
+    known = {*family.per_layer_lists, *family.index_lists}
+    for config in configs:
+        for field in _lists(config, depth):
+            if field not in known:
+                raise DeepenError(
+                    f"config.json has a list {field!r} with one entry per block; deepen does not "
+                    f"know how a {family.model_type!r} model uses it and would have to guess."
+                )
+
+
+def _extended(field: str, entries: Sequence[Any], plan: Plan) -> list[Any] | str:
+    """Give every block its parent's entry of a list, or character of a string."""
+    if len(entries) != plan.base_depth:
+        raise DeepenError(
+            f"config.json has {len(entries)} entries in {field!r} for {plan.base_depth} "
+            f"blocks; correct the checkpoint."
+        )
+    chosen = [entries[parent] for parent in plan.type_parents]
+    return "".join(chosen) if isinstance(entries, str) else chosen
+
+
+def _counted(field: str, count: int, plan: Plan) -> int:
+    """Count the leading blocks of a kind again."""
+    inside = [parent < count for parent in plan.type_parents]
+    leading = inside.index(False) if False in inside else plan.depth
+    if sum(inside) != leading:
+        raise DeepenError(
+            f"config.json counts the first {count} blocks in {field!r}, and the new blocks "
+            f"would not leave them together; choose another placement."
+        )
+    return leading + max(0, count - plan.base_depth)
 
 
 def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:

@@ -45,14 +45,8 @@ def make_record(
     wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
     seconds = sum(entry["step_seconds"] for entry in timed)
     speed = sum(entry["step_tokens"] for entry in timed) / seconds if timed else tokens / wall
-    flops = training_flops_per_token(
-        base,
-        trains.blocks,
-        base.depth,
-        length,
-        trains_everything=trains.everything,
-        also=trains.outside,
-    )
+    how: Any = {"trains_everything": trains.everything, "also": trains.outside}
+    flops = training_flops_per_token(base, trains.blocks, base.depth, length, **how)
     return TrainRecord(
         stage=stage,
         model=base.source.name,
@@ -70,12 +64,7 @@ def make_record(
         curve=[_point(entry) for entry in history],
         wall_seconds=wall,
         tokens_per_second=speed,
-        step_time=StepTime(
-            forward_seconds=_median(timed, "forward_seconds"),
-            backward_seconds=_median(timed, "backward_seconds"),
-            optimizer_seconds=_median(timed, "optimizer_seconds"),
-            total_seconds=_median(timed, "step_seconds"),
-        ),
+        step_time=_step_time(timed),
         peak_bytes=peak_bytes(engine.args.device),
         flops_per_token=flops,
         matmul_flops_per_second=matmul_rate,
@@ -94,6 +83,16 @@ def _point(entry: dict[str, Any]) -> LossPoint:
         wall_seconds=entry["wall_seconds"],
         loss_nats_per_token=entry["loss"],
         learning_rate=entry["learning_rate"],
+    )
+
+
+def _step_time(timed: list[dict[str, Any]]) -> StepTime:
+    """Say where the time of a step goes."""
+    return StepTime(
+        forward_seconds=_median(timed, "forward_seconds"),
+        backward_seconds=_median(timed, "backward_seconds"),
+        optimizer_seconds=_median(timed, "optimizer_seconds"),
+        total_seconds=_median(timed, "step_seconds"),
     )
 
 
