@@ -4,6 +4,7 @@
     python benchmarks/science.py runs/science start      # how far the function moves at the start
     python benchmarks/science.py runs/science rates      # every arm at a grid of learning rates
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
+    python benchmarks/science.py runs/science extras     # what might do better still
     python benchmarks/science.py runs/science counts     # how many new blocks, and where
     python benchmarks/science.py runs/science tables     # Markdown of all that is there
 
@@ -60,6 +61,16 @@ OTHERS: dict[str, tuple[str, Options]] = {
     "LESA": ("lesa", {}),
     "SOLAR": ("solar", {}),
 }
+
+
+EXTRAS: dict[str, tuple[str, Options]] = {
+    "structured, features × 1.5": ("opt-deus", {"fidelity": "structured", "feature_scale": 1.5}),
+    "structured, outputs × ¼": ("opt-deus", {"fidelity": "structured", "output_scale": 0.25}),
+    "mean, outputs × ¼": ("avg-deus", {"output_scale": 0.25}),
+    "structured, entropic": ("opt-deus", {"fidelity": "structured", "solver": "entropic"}),
+    "copy, features × 1.5": ("llama-pro", {"feature_scale": 1.5}),
+}
+"""Changes to the arms that might do better."""
 
 
 class Files:
@@ -191,14 +202,20 @@ def rates_of(method: str) -> tuple[float, ...]:
 
 def choose_rates(files: Files, jobs: int) -> None:
     """Find every arm's best learning rate, on a seed and on files of their own."""
+    try_rates(files, "rates", list(all_arms(files)), jobs)
+
+
+def try_rates(files: Files, name: str, tried: Sequence[dict[str, Any]], jobs: int) -> None:
+    """Run arms at a grid of learning rates and note their losses."""
     arms = [
         {**one, "label": f"{one['label']} at {rate:g}", "training": {"learning_rate": rate}}
-        for one in all_arms(files)
+        for one in tried
         for rate in rates_of(one["method"])
     ]
-    records = run_study(files, "rates", arms, jobs, part="choosing", seeds=[CHOOSING_SEED])
     found: dict[str, dict[str, float]] = {}
-    for record in records:
+    if files.rates.is_file():
+        found = json.loads(files.rates.read_text(encoding="utf-8"))
+    for record in run_study(files, name, arms, jobs, part="choosing", seeds=[CHOOSING_SEED]):
         label, _, rate = record.arm.rpartition(" at ")
         found.setdefault(label, {})[rate] = loss(record, files.domain)
     files.rates.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -220,6 +237,16 @@ def compare_methods(files: Files, jobs: int) -> None:
     run_study(files, "methods", [at_best(files, one) for one in all_arms(files)], jobs)
 
 
+def compare_extras(files: Files, jobs: int) -> None:
+    """Run what might do better, at its own best learning rate, beside what it changes."""
+    arms = [arm(label, *method, files) for label, method in EXTRAS.items()]
+    try_rates(files, "rates-extras", arms, jobs)
+    known = [
+        arm(label, *(FUSED | OTHERS)[label], files) for label in ("structured", "copy, zeroed")
+    ]
+    run_study(files, "extras", [at_best(files, one) for one in (*known, *arms)], jobs)
+
+
 def compare_counts(files: Files, jobs: int) -> None:
     """Vary the number of new blocks and where they stand."""
     arms = []
@@ -231,7 +258,7 @@ def compare_counts(files: Files, jobs: int) -> None:
         for place in ("middle", "bottom", "top-bottom", "uniform", "quality", "quality-low"):
             one = arm(f"{method}: {place}", name, options, files) | {"placement": place}
             arms.append(at_best(files, one, method))
-    run_study(files, "counts", arms, jobs)
+    run_study(files, "counts", arms, jobs, seeds=SEEDS[:3])
 
 
 def measure_start(files: Files, jobs: int) -> None:
@@ -270,7 +297,7 @@ def print_tables(files: Files, jobs: int) -> None:
                 for rate, x in losses.items()
             )
             print(f"| {label} | {' | '.join(cells)} |")
-    for name in ("methods", "counts"):
+    for name in ("methods", "extras", "counts"):
         if records := read_records(files.study(name)):
             print(f"\n### {name}\n")
             print_study(records, files.domain)
@@ -313,6 +340,7 @@ STAGES = {
     "start": measure_start,
     "rates": choose_rates,
     "methods": compare_methods,
+    "extras": compare_extras,
     "counts": compare_counts,
     "tables": print_tables,
 }
