@@ -42,7 +42,8 @@ def test_arms_with_the_same_parents_are_shown_together_as_the_first_seed_of_the_
         for part, row in zip(block.parts, cells, strict=True):
             assert row[1] == str(part.units)
             wanted = [part.similarity_before, part.similarity_after, part.similarity_by_chance]
-            assert [float(value) for value in row[2:5]] == pytest.approx(wanted, abs=5e-4)
+            found = [float(value.replace("−", "-")) for value in row[2:5]]
+            assert found == pytest.approx(wanted, abs=5e-4)
             assert float(row[5].split()[0]) == pytest.approx(100 * part.in_place, abs=0.05)
 
 
