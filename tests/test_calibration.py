@@ -89,7 +89,11 @@ def test_opt_deus_matches_by_what_neurons_compute(llama, text, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"cost": "activations"}, {"calibration": "x.txt"}, {"solver": "entropic"}],
+    [
+        {"fidelity": "structured", "cost": "activations"},
+        {"fidelity": "structured", "calibration": "x.txt"},
+        {"fidelity": "normalised", "solver": "entropic"},
+    ],
 )
 def test_options_that_would_be_ignored_are_refused(llama, tmp_path, options):
     with pytest.raises(DeepenError, match="contradict each other"):

@@ -11,7 +11,7 @@ import tiny
 
 
 def test_licence_and_language_are_inherited_and_the_growth_is_told(llama, tmp_path):
-    record = deepen.grow(llama, tmp_path / "grown")
+    record = deepen.grow(llama, tmp_path / "grown", options={"fidelity": "normalised"})
     card = ModelCard.load(tmp_path / "grown/README.md")
     assert card.data.license == "mit"
     assert card.data.language == "en"

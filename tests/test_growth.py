@@ -212,7 +212,9 @@ def test_a_result_that_overflows_its_dtype_is_refused(tmp_path):
         tensors[f"model.layers.{block}.mlp.up_proj.weight"].fill_(3e38)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DeepenError, match="made NaN or Inf"):
-        deepen.grow(base, tmp_path / "grown")
+        deepen.grow(base, tmp_path / "grown", options={"fidelity": "normalised"})
+    with pytest.raises(DeepenError, match=r"not finite|infinite|made NaN or Inf"):
+        deepen.grow(base, tmp_path / "grown", options={"fidelity": "structured"})
     assert list(tmp_path.iterdir()) == [base]
 
 

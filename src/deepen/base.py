@@ -53,9 +53,10 @@ class LazyBlock(Mapping[str, Tensor]):
 def _aligned(tensor: Tensor) -> Tensor:
     """Copy a tensor that was mapped from an odd place of a file.
 
-    Products of such memory can round otherwise, and how a checkpoint is divided into files must not
+    Products of such memory can round otherwise, and how a checkpoint lays its tensors out must not
     change what is made of it.
     """
+    tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 64 else tensor
 
 

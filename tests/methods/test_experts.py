@@ -147,16 +147,18 @@ def test_similarity_is_blind_to_everything_that_a_block_is_indifferent_to(case):
 
 
 @pytest.mark.parametrize("case", ["mixtral", "deepseek_v3", "granitemoe"])
-def test_both_layouts_give_the_same_new_block_to_the_last_bit(case, tmp_path):
+@pytest.mark.parametrize("fidelity", ["normalised", "structured"])
+def test_both_layouts_give_the_same_new_block_to_the_last_bit(case, fidelity, tmp_path):
     model_type, settings = CASES[case]
     model = shrink.model(model_type, **settings)
     model.save_pretrained(tmp_path)
+    options = Options(fidelity=fidelity)
     bases = open_base(tmp_path), as_base(ModuleSource(model, model.config.to_dict()))
     new = []
     for base in bases:
         anatomy = base.anatomy.blocks[LAST]
         below, above = base.block(LAST - 1, CPU), base.block(LAST, CPU)
-        made = METHOD.fuse(Options(), below, above, anatomy, Insert(LAST - 1, LAST, 0.5), None)
+        made = METHOD.fuse(options, below, above, anatomy, Insert(LAST - 1, LAST, 0.5), {})
         new.append({anatomy.block[name].key: tensor for name, tensor in made})
     assert bases[0].anatomy.blocks[LAST].stored != bases[1].anatomy.blocks[LAST].stored
     assert new[0].keys() == new[1].keys()

@@ -13,7 +13,7 @@ from deepen.transport import sinkhorn
 
 HIDDEN_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
-NORMALISED, PUBLISHED = Options(), Options(fidelity="published")
+NORMALISED, PUBLISHED = Options(fidelity="normalised"), Options(fidelity="published")
 
 
 def _anatomy(block: dict[str, torch.Tensor]) -> BlockAnatomy:
