@@ -87,13 +87,27 @@ def test_feature_scale_acts_on_what_the_outputs_learn_from(name, llama):
         assert torch.allclose(scaled[suffix].float(), factor * plain[suffix].float())
 
 
+ROW_BY_ROW = {"opt-deus": {"fidelity": "normalised"}}
+
+
+def test_structured_restores_the_norms_of_aligned_rows(llama):
+    method, base = methods.get("opt-deus"), open_base(llama)
+    plain, restored = (one_block(method, base, restore_norms=on)[0] for on in (False, True))
+    for suffix, spec in base.anatomy.blocks[0].block.items():
+        if spec.role in HIDDEN and spec.is_weight:
+            before, after = (x[suffix].norm(dim=1) for x in (plain, restored))
+            assert (after >= before * (1 - 1e-5)).all()  # no mean is longer than its parts' mean
+            assert after.mean() > 1.05 * before.mean()
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_restored_norms_are_means_of_the_parents(name, llama):
     method, base = methods.get(name), open_base(llama)
     anatomy = base.anatomy.blocks[0]
     insert = method.place(Request(base.depth)).inserts[0]
-    plain, _ = one_block(method, base)
-    restored, below = one_block(method, base, restore_norms=True)
+    options = ROW_BY_ROW.get(name, {})
+    plain, _ = one_block(method, base, restore_norms=False, **options)
+    restored, below = one_block(method, base, restore_norms=True, **options)
     above = base.block(insert.above, CPU)
     for suffix, spec in anatomy.block.items():
         if spec.role not in HIDDEN or not spec.is_weight:

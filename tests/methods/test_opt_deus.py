@@ -199,7 +199,7 @@ def test_t_moves_from_the_aligned_lower_neighbour_to_the_upper():
 def test_a_plan_cut_short_is_told():
     below, above = oracles.random_block(1), oracles.random_block(2)
     with pytest.warns(sinkhorn.TransportWarning, match="normalised"):
-        _fuse(below, above, Options(max_iterations=1))
+        _fuse(below, above, Options(fidelity="normalised", max_iterations=1))
 
 
 def test_bfloat16_parents_are_computed_in_float32():

@@ -4,6 +4,10 @@ One new block in each gap of the top half. The lower neighbour A is aligned to t
 by optimal transport, then the two are averaged; the tensors that write into the residual stream are
 zeroed, so that the grown model computes what the base computes. Three fidelities:
 
+``structured``, the default, moves A along nothing but what leaves its function as it is: whole
+neurons, KV groups, heads, and bases inside heads (``deepen.matching``); then (1-t)·(aligned A) +
+t·B, with the parents' row norms restored. It learned best (docs/results.md).
+
 ``published`` and ``normalised`` align row by row. With T the entropic plan between a weight's rows
 (cost: Euclidean distance) and T_o that of the attention output:
 
@@ -18,15 +22,12 @@ weight. ``published`` is the arithmetic of the released code: POT's plan T as it
 1/n, so that TᵀA is about n times too small and a new block is close to t·B. ``normalised`` is the
 algorithm as written down: rows are pushed by n·T (the barycentric projection) and the cost is in
 units of its own standard deviation, without which plans between wide layers are uniform.
-
-``structured`` moves A along nothing but what leaves its function as it is: whole neurons, KV
-groups, heads, and bases inside heads (``deepen.matching``); then (1-t)·(aligned A) + t·B.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_serializer, model_validator
@@ -64,9 +65,12 @@ State = Mapping[tuple[int, int], Similarity]
 class Options(FusedOptions):
     """Options of OpT-DeUS."""
 
-    fidelity: Literal["published", "normalised", "structured"] = "normalised"
-    """`published`: the released code's numbers; `normalised`: rescaled plan, scale-free cost;
-    `structured`: whole neurons and heads, so that the aligned block computes what it did."""
+    fidelity: Literal["published", "normalised", "structured"] = "structured"
+    """`structured`: whole neurons and heads, so that the aligned block computes what it did;
+    `normalised`: row by row, rescaled plan, scale-free cost; `published`: the released code's."""
+    restore_norms: bool = True
+    """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks; by
+    default only in `structured`."""
     regularisation: float = Field(default=0.06, gt=0)
     """Entropic regularisation, in units of weight distance (published) or of the cost's spread."""
     max_iterations: int = Field(default=10_000, ge=1)
@@ -77,6 +81,14 @@ class Options(FusedOptions):
     """What `structured` matches neurons and heads by: their weights, or what they compute."""
     calibration: Path | None = None
     """Text that `cost=activations` runs through the base once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_paper(cls, values: Any) -> Any:  # noqa: ANN401 (whatever is validated)
+        """Leave norms as they come out where the paper's arithmetic is asked for."""
+        if isinstance(values, dict) and values.get("fidelity", "structured") != "structured":
+            return {"restore_norms": False, **values}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
