@@ -64,13 +64,15 @@ OTHERS: dict[str, tuple[str, Options]] = {
 
 
 EXTRAS: dict[str, tuple[str, Options]] = {
-    "structured, features × 1.5": ("opt-deus", {"fidelity": "structured", "feature_scale": 1.5}),
-    "structured, outputs × ¼": ("opt-deus", {"fidelity": "structured", "output_scale": 0.25}),
-    "mean, outputs × ¼": ("avg-deus", {"output_scale": 0.25}),
-    "structured, entropic": ("opt-deus", {"fidelity": "structured", "solver": "entropic"}),
+    "features × 1.5": ("opt-deus", {"restore_norms": True, "feature_scale": 1.5}),
+    "outputs × ¼": ("opt-deus", {"restore_norms": True, "output_scale": 0.25}),
+    "entropic": ("opt-deus", {"restore_norms": True, "solver": "entropic"}),
+    "mean, outputs × ¼": ("avg-deus", {"restore_norms": True, "output_scale": 0.25}),
     "copy, features × 1.5": ("llama-pro", {"feature_scale": 1.5}),
 }
-"""Changes to the arms that might do better."""
+"""Changes to the best arm, structured with restored norms, that might do better."""
+BEST: tuple[str, Options] = ("opt-deus", {"fidelity": "structured", "restore_norms": True})
+BEST_NAME = "structured, norms"
 
 
 class Files:
@@ -141,6 +143,8 @@ def arm(label: str, method: str, options: Options, files: Files, **more: object)
     """Describe an arm; new blocks go into the gaps of the top half, whatever the method."""
     if options.get("cost") == "activations":
         options = {**options, "calibration": str(files.calibration)}
+    if method == "opt-deus":
+        options = {"restore_norms": False, **options}
     placed = {} if method in (BASE, "solar") else {"placement": "top"}
     return {"label": label, "method": method, "options": options, **placed, **more}
 
@@ -243,16 +247,18 @@ def compare_extras(files: Files, jobs: int) -> None:
     """Run what might do better, at its own best learning rate, beside what it changes."""
     arms = [arm(label, *method, files) for label, method in EXTRAS.items()]
     try_rates(files, "rates-extras", arms, jobs)
-    known = {BASE: (BASE, {}), **FUSED, **OTHERS}
-    beside = [arm(label, *known[label], files) for label in (BASE, "structured", "copy, zeroed")]
+    known = {BASE: (BASE, {}), BEST_NAME: BEST, "copy, zeroed": OTHERS["copy, zeroed"]}
+    beside = [arm(label, *one, files) for label, one in known.items()]
     run_study(files, "extras", [at_best(files, one) for one in (*beside, *arms)], jobs)
 
 
 def compare_counts(files: Files, jobs: int) -> None:
     """Vary the number of new blocks and where they stand."""
     arms = [at_best(files, arm(BASE, BASE, {}, files))]
-    for method in ("structured", "copy, zeroed"):
-        name, options = (FUSED | OTHERS)[method]
+    for method, (name, options) in {
+        BEST_NAME: BEST,
+        "copy, zeroed": OTHERS["copy, zeroed"],
+    }.items():
         for new, per_gap in ((1, 1), (2, 1), (4, 1), (8, 2)):
             one = arm(f"{method}: {new} new", name, options, files, new_layers=new, per_gap=per_gap)
             arms.append(at_best(files, one, method))
