@@ -82,7 +82,10 @@ JOBS: Mapping[str, Prepare] = {
     "copy": partial(copy, synced=False),
     "copy, synced": partial(copy, synced=True),
     "released script": released,
-    "opt-deus published": partial(grow, method="opt-deus", fidelity="published"),
+    **{
+        f"opt-deus {fidelity}": partial(grow, method="opt-deus", fidelity=fidelity)
+        for fidelity in ("published", "normalised")
+    },
     **{name: partial(grow, method=name) for name in ("opt-deus", "avg-deus", "solar")},
     **{name: partial(grow, method=name) for name in ("llama-pro", "lesa")},
 }

@@ -71,7 +71,9 @@ def test_every_number_that_fits_is_spread_evenly_over_valid_gaps(name, open_top,
         new = 1
         while True:
             try:
-                gaps = choose_gaps(parse(name), depth, new, per_gap, open_top=open_top)
+                gaps = choose_gaps(
+                    parse(name), depth, new, per_gap, open_top=open_top, scores=lambda: range(depth)
+                )
             except DeepenError as refusal:
                 assert "holds" in str(refusal)  # noqa: PT017
                 break
@@ -83,6 +85,19 @@ def test_every_number_that_fits_is_spread_evenly_over_valid_gaps(name, open_top,
             assert max(counts) - min(counts) <= 1
             new += 1
         assert new > per_gap * max(1, min(depth - 1, depth // 2))
+
+
+def test_scores_decide_where_they_are_asked_for():
+    scores = [0.1, 0.5, 0.2, 0.5, 0.3, 0.0, 0.4]
+
+    def gaps(name, new):
+        return choose_gaps(parse(name), 8, new, 1, open_top=False, scores=lambda: scores)
+
+    assert gaps("quality", 3) == [1, 3, 6]
+    assert gaps("quality", 1) == [3]  # the upper one of two equals
+    assert gaps("quality-low", 2) == [0, 5]
+    with pytest.raises(DeepenError, match="needs the base's weights"):
+        choose_gaps(parse("quality"), 8, 1, 1, open_top=False)
 
 
 def test_several_blocks_in_a_gap_lie_at_equal_steps_between_its_neighbours():

@@ -81,7 +81,7 @@ def test_generation_with_and_without_the_cache(pair):
 
 def test_a_grown_model_can_be_saved_by_others_and_grown_again(pair, tmp_path):
     pair.after.save_pretrained(tmp_path / "saved")
-    record = deepen.grow(tmp_path / "saved", tmp_path / "twice")
+    record = deepen.grow(tmp_path / "saved", tmp_path / "twice", method="llama-pro")
     assert record.depth > record.base_depth > shrink.BLOCKS
     assert torch.equal(logits(load(tmp_path / "twice")), logits(pair.before))
 
