@@ -45,7 +45,8 @@ class How(TypedDict, total=False):
     new_layers: int | None
     """Number of new blocks; by default what the method's paper does, half of the base's."""
     placement: str | None
-    """``top``, ``middle``, ``bottom``, ``top-bottom``, ``uniform`` or ``after:3,4,5``."""
+    """``top``, ``middle``, ``bottom``, ``top-bottom``, ``uniform``, ``quality``, ``quality-low`` or
+    ``after:3,4,5``."""
     per_gap: int
     """How many new blocks a gap may take; by default 1."""
     options: Mapping[str, object] | None

@@ -17,7 +17,8 @@ PlacementName = Annotated[
     typer.Option(
         "--placement",
         "-p",
-        help="top, middle, bottom, top-bottom, uniform or after:3,4,5. [default: the method's own]",
+        help="top, middle, bottom, top-bottom, uniform, quality or after:3,4,5. "
+        "[default: the method's own]",
     ),
 ]
 PerGap = Annotated[int, typer.Option("--per-gap", help="How many new blocks a gap may take.")]
