@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from deepen.results import TrainRecord
+from deepen.training import train
 from deepen.training.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -12,3 +15,19 @@ Make = Callable[..., Recipe]
 def losses(record: TrainRecord) -> list[float]:
     """Return a run's losses, step by step."""
     return [point.loss_nats_per_token for point in record.curve]
+
+
+class Interrupted(BaseException):
+    """Ends a run as abruptly as can be done inside a process."""
+
+
+def interrupted(recipe: Make, step: int, **settings: object) -> TrainRecord:
+    """Break a run off after a step is logged, then run it again."""
+
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("cpt") and share >= step / 6:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(recipe(**settings), "cpt", progress=progress)
+    return train(recipe(**settings), "cpt")

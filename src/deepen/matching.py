@@ -14,14 +14,16 @@ from torch import Tensor
 from deepen.anatomy import BlockAnatomy
 from deepen.methods.base import Block
 from deepen.methods.experts import matched_experts
+from deepen.transport.assignment import best_share
 from deepen.transport.heads import (
     Attention,
     HeadMatch,
     Rotary,
     apply_attention,
+    keep_groups,
     match_attention,
 )
-from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, match_ffn
+from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, keep_neurons, match_ffn
 
 _FFN = ("gate", "up", "ffn_output")
 _ATTENTION = ("query", "key", "value", "attention_output")
@@ -91,13 +93,22 @@ class Matcher:
             match = replace(match, value=same.expand_as(match.value))
         return match
 
-    def aligned(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of A, moved to where it belongs in B."""
+    def aligned(self, share: float = 1.0) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor of A, moved to where it belongs in B.
+
+        Args:
+            share: Share of each FFN's neurons, and of the KV groups, that is A's, the best matched
+                ones; in the place of the others stand B's own.
+        """
         names, done = self.anatomy.name, set()
         if heads := self.heads():
             attention = attention_of(self.below, self.anatomy)
             assert attention is not None
             moved = apply_attention(heads, attention)
+            if share < 1:
+                own = attention_of(self.above, self.anatomy)
+                assert own is not None
+                moved = keep_groups(heads, moved, own, share)
             biases = (moved.query_bias, moved.key_bias, moved.value_bias)
             weights = (moved.query, moved.key, moved.value, moved.output)
             yield from self._named(zip(_ATTENTION, weights, strict=True))
@@ -111,6 +122,10 @@ class Matcher:
             ffn = ffn_of(self.below, self.anatomy, unit)
             assert ffn is not None
             fused = apply_ffn(match, ffn)
+            if share < 1:
+                own_ffn = ffn_of(self.above, self.anatomy, unit)
+                assert own_ffn is not None
+                fused = keep_neurons(match, fused, own_ffn, share)
             yield from self._named(zip(_FFN, (fused.gate, fused.up, fused.down), strict=True), unit)
             yield from self._named(
                 zip(_FFN, (fused.gate_bias, fused.up_bias), strict=False), unit, bias=True
@@ -118,7 +133,11 @@ class Matcher:
             done |= {names(role, unit) for role in _FFN}
             done |= {names(role, unit, bias=True) for role in _FFN[:2]}
             for name in self._others(self._axis(unit), unit):
-                yield name, self.below[name][match.source]
+                moved_other = self.below[name][match.source]
+                if share < 1:
+                    kept = best_share(match.similarity_after, share)
+                    moved_other = torch.where(kept, moved_other, self.above[name])
+                yield name, moved_other
                 done.add(name)
         for name in self.anatomy.block:
             if name not in done:

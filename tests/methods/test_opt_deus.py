@@ -7,6 +7,7 @@ import torch
 
 import oracles
 from deepen.anatomy import FAMILIES, BlockAnatomy, dissect
+from deepen.matching import Matcher
 from deepen.methods.opt_deus import METHOD, Options
 from deepen.plans import Insert
 from deepen.transport import sinkhorn
@@ -21,7 +22,8 @@ def _anatomy(block: dict[str, torch.Tensor]) -> BlockAnatomy:
     shapes = {family.name(0, suffix): tuple(tensor.shape) for suffix, tensor in block.items()}
     hidden = len(block["input_layernorm.weight"])
     shapes |= {"model.embed_tokens.weight": (11, hidden), "model.norm.weight": (hidden,)}
-    return dissect(family, {"num_hidden_layers": 1}, shapes).blocks[0]
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6}
+    return dissect(family, {"num_hidden_layers": 1, **heads}, shapes).blocks[0]
 
 
 def _fuse(below, above, options=NORMALISED, t=0.5):
@@ -210,3 +212,42 @@ def test_bfloat16_parents_are_computed_in_float32():
     exact = _fuse(*({name: t.float() for name, t in b.items()} for b in (below, above)))
     for name, tensor in new.items():
         assert torch.equal(tensor.float(), exact[name]), name
+
+
+def test_the_best_matched_neurons_are_averaged_and_the_others_the_upper_block_s():
+    below, above = (oracles.random_block(seed, biases=True) for seed in (1, 2))
+    plain = {"restore_norms": False, "output_scale": 1}
+    whole, none, half = (
+        _fuse(below, above, Options(matched_share=share, **plain)) for share in (1, 0, 0.5)
+    )
+    shared = {name for name in none if "norm" in name} | {f"{name}.bias" for name in OUTPUTS}
+    for name, tensor in none.items():
+        if name not in shared:
+            assert torch.equal(tensor, above[name]), name
+    up, gate, down = (f"mlp.{kind}_proj" for kind in ("up", "gate", "down"))
+    anatomy = _anatomy(above)
+    similarity = Matcher(below, above, anatomy).neurons("").similarity_after
+    kept = torch.zeros(57, dtype=torch.bool)
+    kept[similarity.topk(round(57 / 2)).indices] = True
+    for name in (f"{up}.weight", f"{up}.bias", f"{gate}.weight", f"{gate}.bias"):
+        assert torch.equal(half[name][kept], whole[name][kept]), name
+        assert torch.equal(half[name][~kept], above[name][~kept]), name
+        assert not torch.equal(whole[name][~kept], above[name][~kept]), name
+    weight = f"{down}.weight"
+    assert torch.equal(half[weight][:, kept], whole[weight][:, kept])
+    assert torch.equal(half[weight][:, ~kept], above[weight][:, ~kept])
+
+
+def test_of_two_kv_groups_the_better_matched_one_is_averaged():
+    below, above = (oracles.random_block(seed, biases=True) for seed in (1, 2))
+    key = f"{HIDDEN_ROWS[1]}.weight"
+    half = _fuse(below, above, Options(matched_share=0.5, restore_norms=False))
+    whole = _fuse(below, above, Options(restore_norms=False))
+    groups = [torch.equal(half[key].chunk(2)[g], whole[key].chunk(2)[g]) for g in (0, 1)]
+    assert sorted(groups) == [False, True]
+    left = groups.index(False)
+    for name in HIDDEN_ROWS:
+        for kind in ("weight", "bias"):
+            full = f"{name}.{kind}"
+            assert torch.equal(half[full].chunk(2)[left], above[full].chunk(2)[left]), full
+            assert torch.equal(half[full].chunk(2)[1 - left], whole[full].chunk(2)[1 - left]), full

@@ -83,7 +83,7 @@ def step(
     else:
         rows = load_examples(recipe.data, tokenizer, out / "data", silent)
     schedule = Schedule(recipe.training, 1, LENGTH, len(rows), 0)
-    engine = make_engine(recipe, stage, model, rows, tokenizer, schedule, silent)
+    engine = make_engine(recipe, stage, model, rows, tokenizer, schedule, None, silent)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
 

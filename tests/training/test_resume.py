@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from deepen.results import TrainRecord
 from deepen.settings import write_yaml
 from deepen.training import train
-from runs import Make, losses
+from runs import Interrupted, Make, interrupted, losses
 
 KILLED = """
 import os, signal, sys
@@ -24,22 +23,6 @@ def progress(stage, share):
 
 train(load_recipe(sys.argv[1]), sys.argv[2], progress=progress)
 """
-
-
-class Interrupted(BaseException):
-    """Ends a run as abruptly as can be done inside a process."""
-
-
-def interrupted(recipe: Make, step: int, **settings: object) -> TrainRecord:
-    """Break a run off after a step is logged, then run it again."""
-
-    def progress(stage: str, share: float) -> None:
-        if stage.startswith("cpt") and share >= step / 6:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        train(recipe(**settings), "cpt", progress=progress)
-    return train(recipe(**settings), "cpt")
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6])

@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, FusedOptions, Method, between
+from deepen.methods.base import BlendedOptions, Block, Method, between
 from deepen.methods.blending import blended, finished
 from deepen.plans import Insert
 
 
-class Options(FusedOptions):
+class Options(BlendedOptions):
     """Options of Avg-DeUS."""
 
     output_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)

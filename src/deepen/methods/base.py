@@ -49,6 +49,22 @@ class FusedOptions(Options):
     """Factor on value and up projections, and so on what the output projections learn from."""
 
 
+class BlendedOptions(FusedOptions):
+    """Options of the methods that take a mean of the two parents."""
+
+    upper_share: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the upper block in the mean, where a gap takes one new block: `0` is the lower
+    block, `1` the upper one; with several in a gap each is shifted by the same odds."""
+    match_norms: bool = False
+    """Whether rows of the lower block first get the norms of the upper block's rows that they are
+    averaged with, so that both count alike."""
+
+    def weight(self, t: float) -> float:
+        """Return the upper block's weight in a new block at ``t`` of the way through its gap."""
+        upper, lower = self.upper_share * t, (1 - self.upper_share) * (1 - t)
+        return upper / (upper + lower)
+
+
 @dataclass(frozen=True)
 class Request:
     """Where the user wants new blocks; what is ``None`` is left to the method."""

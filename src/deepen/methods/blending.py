@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepen.anatomy import TensorSpec
-from deepen.methods.base import FusedOptions
+from deepen.methods.base import BlendedOptions, FusedOptions
 
 # Roles whose rows are features of the block, and those that size what its outputs learn from.
 _HIDDEN = frozenset({"query", "key", "value", "gate", "up"})
@@ -17,9 +17,20 @@ def interpolate(below: Tensor, above: Tensor, t: float) -> Tensor:
 
 
 def blended(
-    options: FusedOptions, spec: TensorSpec, below: Tensor, above: Tensor, t: float
+    options: BlendedOptions, spec: TensorSpec, below: Tensor, above: Tensor, t: float
 ) -> Tensor:
-    """Return (1 - t)·below + t·above in float32, with its row norms restored if options ask."""
+    """Return (1 - t)·below + t·above in float32, its row norms matched or restored if asked.
+
+    Args:
+        options: The method's options.
+        spec: What the tensor is.
+        below: The lower block's tensor, aligned.
+        above: The upper block's.
+        t: How far the new block lies through its gap; ``upper_share`` shifts it.
+    """
+    t = options.weight(t)
+    if options.match_norms and is_hidden(spec):
+        below = with_row_norms(below.float(), above.float().norm(dim=1))
     fused = interpolate(below, above, t)
     if restores(options, spec):
         lower, upper = (parent.float().norm(dim=1) for parent in (below, above))
@@ -27,9 +38,14 @@ def blended(
     return fused
 
 
+def is_hidden(spec: TensorSpec) -> bool:
+    """Whether a tensor is a weight whose rows are features of the block."""
+    return spec.is_weight and spec.role in _HIDDEN
+
+
 def restores(options: FusedOptions, spec: TensorSpec) -> bool:
     """Whether a tensor is a hidden weight whose row norms are to be restored."""
-    return options.restore_norms and spec.is_weight and spec.role in _HIDDEN
+    return options.restore_norms and is_hidden(spec)
 
 
 def with_row_norms(weight: Tensor, norms: Tensor) -> Tensor:

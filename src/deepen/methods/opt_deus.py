@@ -35,11 +35,12 @@ from torch import Tensor
 
 from deepen.anatomy import BlockAnatomy
 from deepen.matching import Matcher, Similarity
-from deepen.methods.base import Block, FusedOptions, Method, Progress, between
+from deepen.methods.base import BlendedOptions, Block, Method, Progress, between
 from deepen.methods.blending import (
     blended,
     finished,
     interpolate,
+    is_hidden,
     is_silenced,
     restores,
     with_row_norms,
@@ -62,7 +63,7 @@ State = Mapping[tuple[int, int], Similarity]
 """Lower and upper block → how alike their activations are."""
 
 
-class Options(FusedOptions):
+class Options(BlendedOptions):
     """Options of OpT-DeUS."""
 
     fidelity: Literal["published", "normalised", "structured"] = "structured"
@@ -77,6 +78,9 @@ class Options(FusedOptions):
     """Upper limit of Sinkhorn iterations for one plan."""
     solver: Literal["exact", "entropic"] = "exact"
     """How `structured` matches neurons: one to one, or spread by the regularisation."""
+    matched_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of an FFN's neurons, and of the KV groups, that `structured` averages, the best matched
+    first; the others are the upper block's alone."""
     cost: Literal["weights", "activations"] = "weights"
     """What `structured` matches neurons and heads by: their weights, or what they compute."""
     calibration: Path | None = None
@@ -93,8 +97,9 @@ class Options(FusedOptions):
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse options that would be ignored."""
-        if self.fidelity != "structured" and (self.solver, self.cost) != ("exact", "weights"):
-            raise ValueError("solver and cost belong to fidelity=structured")
+        own = (self.solver, self.cost, self.matched_share)
+        if self.fidelity != "structured" and own != ("exact", "weights", 1):
+            raise ValueError("solver, cost and matched_share belong to fidelity=structured")
         if (self.cost == "activations") != (self.calibration is not None):
             raise ValueError("cost=activations and calibration=TEXT belong together")
         return self
@@ -137,7 +142,7 @@ def fuse(
         similarity = state.get((insert.below, insert.above))
         made = _structured(options, below, above, anatomy, insert.t, similarity)
     else:
-        made = _row_by_row(options, below, above, anatomy, insert.t)
+        made = _row_by_row(options, below, above, anatomy, options.weight(insert.t))
     for name, fused in made:
         yield name, finished(options, anatomy.block[name], fused)
 
@@ -153,7 +158,7 @@ def _structured(
     """Align along what a block is indifferent to."""
     reg = options.regularisation if options.solver == "entropic" else None
     matcher = Matcher(below, above, anatomy, reg=reg, similarity=similarity)
-    for name, aligned in matcher.aligned():
+    for name, aligned in matcher.aligned(options.matched_share):
         yield name, blended(options, anatomy.block[name], aligned, above[name], t)
 
 
@@ -180,6 +185,8 @@ def _row_by_row(
             a = rows.T @ a
         elif spec.role == "ffn_norm" and not spec.bias and len(stream):
             a = 0.5 * (a @ stream) + 0.5 * a
+        if options.match_norms and is_hidden(spec):
+            a = with_row_norms(a, b.norm(dim=1))
         fused = interpolate(a, b, t)
         if norms is not None:
             # Of the rows that each row was made from, whatever the plan's own scale.

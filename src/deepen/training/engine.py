@@ -5,6 +5,7 @@ from typing import Any
 from deepen.methods.base import Progress
 from deepen.training.arguments import arguments, micro_batches, tensorboard
 from deepen.training.processes import processes
+from deepen.training.rates import Rates
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.run_folder import RunFolder
 from deepen.training.schedule import Schedule
@@ -17,6 +18,7 @@ def make_engine(
     data: Any,  # noqa: ANN401
     tokenizer: Any,  # noqa: ANN401
     schedule: Schedule,
+    rates: Rates | None,
     progress: Progress,
 ) -> Any:  # noqa: ANN401
     """Make an engine that is ready to train.
@@ -28,6 +30,7 @@ def make_engine(
         data: Blocks or examples.
         tokenizer: The model's.
         schedule: Which sequences each step has.
+        rates: Learning rates that differ from the recipe's.
         progress: Called whenever a loss is logged.
     """
     from transformers import PrinterCallback
@@ -50,7 +53,7 @@ def make_engine(
         callback: Any = TensorBoardCallback()
         callback.logging_dir = str(folder.tensorboard)
         engine.add_callback(callback)
-    engine.prepare(schedule, stage, progress)
+    engine.prepare(schedule, rates, stage, progress)
     return engine
 
 

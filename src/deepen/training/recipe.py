@@ -77,6 +77,14 @@ class TrainingConfig(Settings):
     """Share of the steps in which ``wsd`` falls."""
     min_learning_rate_share: Share = 0.1
     """Where ``cosine`` and ``wsd`` end, as a share of the peak."""
+    output_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the learning rate of what most methods zero: the trained blocks' output
+    projections, or the norms behind them."""
+    output_lead: Annotated[float, Field(ge=0)] = 0.0
+    """How long those train alone at the start: a share of the steps if below 1, else a number."""
+    block_rate_decay: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the learning rate from each trained block to the next one below it; embeddings
+    come below the lowest."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """AdamW's, on trained matrices only; by default 0.1 for pre-training, 0 for fine-tuning."""
     betas: tuple[Share, Share] = (0.9, 0.95)

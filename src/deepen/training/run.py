@@ -26,6 +26,7 @@ from deepen.training.measure import matmul_rate
 from deepen.training.order import steps_of
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
+from deepen.training.rates import own_rates
 from deepen.training.reading import local_files
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.recording import make_record
@@ -142,7 +143,10 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     parameters, trained = counts(model)
     folder.check_disk(trained, sum(info.nbytes for info in job.source.infos.values()))
     tell(_told(job, parameters, trained))
-    engine = make_engine(recipe, job.stage, model, job.data, job.tokenizer, job.schedule, progress)
+    rates = own_rates(job.base, job.trains, training, job.schedule.steps)
+    engine = make_engine(
+        recipe, job.stage, model, job.data, job.tokenizer, job.schedule, rates, progress
+    )
     if rank() == 0:
         folder.begin(recipe)
     engine.accelerator.wait_for_everyone()

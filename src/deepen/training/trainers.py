@@ -20,6 +20,7 @@ from deepen.errors import DeepenError
 from deepen.methods.base import Progress
 from deepen.training.measure import Clock
 from deepen.training.order import Order
+from deepen.training.rates import Rates
 from deepen.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -38,9 +39,12 @@ _WARM_UP_STEPS = 2
 class Overrides(_Engine):
     """What both engines share; mixed in before the engine's own class."""
 
-    def prepare(self, schedule: Schedule, stage: str, progress: Progress) -> None:
+    def prepare(
+        self, schedule: Schedule, rates: Rates | None, stage: str, progress: Progress
+    ) -> None:
         """Set what the constructors do not take; call it before ``train``."""
-        self._schedule, self._stage, self._progress = schedule, stage, progress
+        self._schedule, self._rates = schedule, rates
+        self._stage, self._progress = stage, progress
         self._clock = Clock(self.args.device)
         self._losses: list[Tensor] = []
         self._marks: dict[str, Any] = {}
@@ -53,6 +57,20 @@ class Overrides(_Engine):
     def _get_train_sampler(self, train_dataset: object = None) -> Order:
         """Return the order that the seed fixes, whatever the model."""
         return self._schedule.order
+
+    def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401 (as the engines)
+        """Give parameters that have a learning rate of their own a group of their own."""
+        optimizer = super().create_optimizer(model)
+        if self._rates:
+            self._rates.regroup(optimizer, self.model if model is None else model)
+        return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Let output projections lead if the recipe says so."""
+        scheduler = super().create_scheduler(*args, **kwargs)
+        if self._rates:
+            self._rates.hold(scheduler)
+        return scheduler
 
     def begin(self, log_history: Sequence[Mapping[str, Any]]) -> None:
         """Start counting time, after what earlier runs have spent."""

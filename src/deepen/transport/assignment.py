@@ -41,3 +41,11 @@ def assign(cost: Tensor) -> Tensor:
     source = torch.empty(len(cost), dtype=torch.int64)
     source[torch.from_numpy(columns)] = torch.from_numpy(rows)
     return source.to(cost.device)
+
+
+def best_share(similarity: Tensor, share: float) -> Tensor:
+    """Return, as ``[n]`` bool, which similarities ``[n]`` are in the largest share of them."""
+    count = round(share * len(similarity))
+    chosen = torch.zeros_like(similarity, dtype=torch.bool)
+    chosen[torch.argsort(similarity, descending=True, stable=True)[:count]] = True
+    return chosen

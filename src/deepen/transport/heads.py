@@ -16,7 +16,7 @@ from torch import Tensor
 from deepen.errors import DeepenError
 from deepen.transport import gauge
 from deepen.transport.alike import require_alike
-from deepen.transport.assignment import assign
+from deepen.transport.assignment import assign, best_share
 from deepen.transport.gauge import Pairing
 from deepen.transport.invariants import Heads, head_similarity
 
@@ -142,6 +142,39 @@ def apply_attention(match: HeadMatch, a: Attention) -> Attention:
         query_bias=push_bias(a.query_bias, match.heads, query_maps),
         key_bias=push_bias(a.key_bias, match.groups, match.key),
         value_bias=push_bias(a.value_bias, match.groups, match.value),
+    )
+
+
+def keep_groups(match: HeadMatch, moved: Attention, b: Attention, share: float) -> Attention:
+    """Keep the best matched KV groups of an aligned A, and put B's own in the others' place.
+
+    Args:
+        match: How A was matched to B.
+        moved: A, aligned.
+        b: The upper block's attention.
+        share: Share of the groups that is kept, rounded to whole ones; a group is as well matched
+            as its query heads are on average.
+    """
+    columns = torch.arange(moved.heads)
+    found = match.similarity.cpu()[match.heads.cpu(), columns].unflatten(0, (moved.kv_heads, -1))
+    kept = best_share(found.mean(1), share).to(moved.query.device)
+
+    def mixed(rows: Tensor, own: Tensor) -> Tensor:
+        chosen = kept.repeat_interleave(len(rows) // moved.kv_heads)
+        return torch.where(chosen if rows.ndim == 1 else chosen[:, None], rows, own.to(rows.dtype))
+
+    def mixed_bias(bias: Tensor | None, own: Tensor | None) -> Tensor | None:
+        return None if bias is None or own is None else mixed(bias, own)
+
+    return replace(
+        moved,
+        query=mixed(moved.query, b.query),
+        key=mixed(moved.key, b.key),
+        value=mixed(moved.value, b.value),
+        output=mixed(moved.output.T, b.output.T).T.contiguous(),
+        query_bias=mixed_bias(moved.query_bias, b.query_bias),
+        key_bias=mixed_bias(moved.key_bias, b.key_bias),
+        value_bias=mixed_bias(moved.value_bias, b.value_bias),
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepen.errors import DeepenError
 from deepen.transport.alike import require_alike
-from deepen.transport.assignment import assign
+from deepen.transport.assignment import assign, best_share
 from deepen.transport.cost import in_units_of_spread
 from deepen.transport.sinkhorn import stabilised
 
@@ -137,6 +137,33 @@ def apply_ffn(match: NeuronMatch, a: Ffn) -> Ffn:
         down=(a.down / below) @ plan * above,
         gate_bias=None if a.gate_bias is None else a.gate_bias.to(plan.dtype) @ shares,
         up_bias=None if a.up_bias is None else (a.up_bias * below) @ plan / above,
+    )
+
+
+def keep_neurons(match: NeuronMatch, moved: Ffn, b: Ffn, share: float) -> Ffn:
+    """Keep the best matched neurons of an aligned A, and put B's own in the place of the others.
+
+    Args:
+        match: How A was matched to B.
+        moved: A, aligned.
+        b: The upper block's FFN.
+        share: Share of the neurons that is kept, rounded to whole ones.
+    """
+    kept = best_share(match.similarity_after, share)
+
+    def mixed(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
+        if mine is None or other is None:
+            return None
+        return torch.where(kept if mine.ndim == 1 else kept[:, None], mine, other.to(mine.dtype))
+
+    up = mixed(moved.up, b.up)
+    assert up is not None
+    return Ffn(
+        gate=mixed(moved.gate, b.gate),
+        up=up,
+        down=torch.where(kept, moved.down, b.down.to(moved.down.dtype)),
+        gate_bias=mixed(moved.gate_bias, b.gate_bias),
+        up_bias=mixed(moved.up_bias, b.up_bias),
     )
 
 
