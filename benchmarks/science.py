@@ -5,34 +5,41 @@
     python benchmarks/science.py runs/science rates      # every arm at a grid of learning rates
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
     python benchmarks/science.py runs/science extras     # what might do better still
-    python benchmarks/science.py runs/science counts     # how many new blocks, and where
+    python benchmarks/science.py runs/science counts     # how many new blocks
+    python benchmarks/science.py runs/science places     # where four of them stand
+    python benchmarks/science.py runs/science gaps       # one new block in each gap in turn
     python benchmarks/science.py runs/science tables     # Markdown of all that is there
 
 Each stage needs the ones above it and resumes where it was. The base is trained on the standard
 library without its tests. Arms go on with those tests, a kind of text that the base never saw, or
 with ``--domain library`` on the same text. Learning rates are chosen for each on a seed and on
-held-out files that the later stages do not use. Two arms run at once (``--jobs``).
+held-out files that the later stages do not use. Two arms run at once (``--jobs``). ``--seed`` makes
+another base, in another folder.
 """
 
 import argparse
 import json
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 import deepen
+import science_tables as tables
 from deepen import printing
-from deepen.comparison.aggregate import BASE, paired_differences
+from deepen.alignment import gap_scores
+from deepen.base import open_base
+from deepen.comparison.aggregate import BASE
 from deepen.comparison.run import compare, read_records
 from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import END_OF_DOCUMENT, new_model, train_tokenizer
 from deepen.demo.recipe import FULL, Budget, DemoRecipe
-from deepen.results import ArmRecord, PairedDifference
+from deepen.results import ArmRecord
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
 
@@ -40,47 +47,105 @@ RECIPE: DemoRecipe = FULL.model_copy(
     update={"hidden": 128, "ffn": 352, "base": Budget(steps=5000, sequences=4, learning_rate=2e-3)}
 )
 LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 120, 4, 16_384
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-RATES_OF_EVERYTHING = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+RATES, RATES_OF_EVERYTHING = (1e-3, 2e-3, 4e-3, 8e-3), (1e-4, 2e-4, 4e-4, 8e-4)
+"""Learning rates that are tried at first: of new blocks, and where everything trains."""
 SEEDS, CHOOSING_SEED = (0, 1, 2, 3, 4), 100
 
-Options = dict[str, Any]
-FUSED: dict[str, tuple[str, Options]] = {
-    "published": ("opt-deus", {"fidelity": "published"}),
-    "normalised": ("opt-deus", {"fidelity": "normalised"}),
-    "structured": ("opt-deus", {"fidelity": "structured"}),
-    "structured, activations": ("opt-deus", {"fidelity": "structured", "cost": "activations"}),
-    "mean, zeroed": ("avg-deus", {"output_scale": 0}),
-    "LESA, zeroed": ("lesa", {"output_scale": 0}),
-}
-"""Arms that average or predict, and zero the outputs."""
-OTHERS: dict[str, tuple[str, Options]] = {
-    "copy, zeroed": ("llama-pro", {}),
-    "random, zeroed": ("random", {}),
-    "mean": ("avg-deus", {}),
-    "LESA": ("lesa", {}),
-    "SOLAR": ("solar", {}),
-}
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-EXTRAS: dict[str, tuple[str, Options]] = {
-    "features × 1.5": ("opt-deus", {"restore_norms": True, "feature_scale": 1.5}),
-    "outputs × ¼": ("opt-deus", {"restore_norms": True, "output_scale": 0.25}),
-    "entropic": ("opt-deus", {"restore_norms": True, "solver": "entropic"}),
-    "mean, outputs × ¼": ("avg-deus", {"restore_norms": True, "output_scale": 0.25}),
-    "copy, features × 1.5": ("llama-pro", {"feature_scale": 1.5}),
+class Way(NamedTuple):
+    """A way to make an arm's model, and to train it."""
+
+    method: str
+    """Growth method."""
+    options: Mapping[str, Any] = NOTHING
+    """Its own options."""
+    training: Mapping[str, Any] = NOTHING
+    """What differs in training, beside the learning rate."""
+
+
+ZEROED = {"output_scale": 0}
+FUSED = {
+    "published": Way("opt-deus", {"fidelity": "published"}),
+    "normalised": Way("opt-deus", {"fidelity": "normalised"}),
+    "structured": Way("opt-deus", {"fidelity": "structured"}),
+    "structured, activations": Way("opt-deus", {"fidelity": "structured", "cost": "activations"}),
+    "mean, zeroed": Way("avg-deus", ZEROED),
+    "mean": Way("avg-deus"),
+    "LESA, zeroed": Way("lesa", ZEROED),
+    "LESA": Way("lesa"),
 }
-"""Changes to the best arm, structured with restored norms, that might do better."""
-BEST: tuple[str, Options] = ("opt-deus", {"fidelity": "structured", "restore_norms": True})
-BEST_NAME = "structured, norms"
+"""Arms that average or predict: each with restored norms as well, and without."""
+WHOLE = {
+    "copy, zeroed": Way("llama-pro"),
+    "upper copy, zeroed": Way("avg-deus", {**ZEROED, "upper_share": 1}),
+    "random, zeroed": Way("random"),
+    "SOLAR": Way("solar"),
+}
+"""Arms whose rows have their parents' norms in any case."""
+NORMS = {"restore_norms": True}
+BEST, BEST_NAME = Way("opt-deus", {"fidelity": "structured", **NORMS}), "structured, norms"
+COPY = "copy, zeroed"
+
+
+def changed(way: Way, training: Mapping[str, Any] = NOTHING, **options: object) -> Way:
+    """Return a way with other options."""
+    return Way(way.method, {**way.options, **options}, {**way.training, **training})
+
+
+METHODS = {
+    BASE: Way(BASE),
+    **FUSED,
+    **{f"{label}, norms": changed(way, **NORMS) for label, way in FUSED.items()},
+    **WHOLE,
+}
+PAIRS = (
+    ("structured", "normalised"),
+    ("structured", "mean, zeroed"),
+    ("structured", "random, zeroed"),
+    ("structured", "structured, activations"),
+    ("structured, norms", "normalised, norms"),
+    ("structured, norms", "mean, zeroed, norms"),
+    ("structured, norms", "published, norms"),
+    ("structured, norms", "structured, activations, norms"),
+    ("structured, norms", "upper copy, zeroed"),
+    ("structured, norms", "random, zeroed"),
+    *((f"{label}, norms", label) for label in FUSED),
+    ("mean, zeroed", "mean"),
+    ("LESA, zeroed", "LESA"),
+    ("mean, zeroed", "random, zeroed"),
+    ("published", "random, zeroed"),
+    ("published, norms", "upper copy, zeroed"),
+    ("upper copy, zeroed", COPY),
+)
+"""Differences that are printed, beside those from copies."""
+EXTRAS = {
+    "features × 1.5": changed(BEST, feature_scale=1.5),
+    "outputs × ¼": changed(BEST, output_scale=0.25),
+    "entropic": changed(BEST, solver="entropic"),
+    "upper ¾": changed(BEST, upper_share=0.75),
+    "lower ¾": changed(BEST, upper_share=0.25),
+    "matched half": changed(BEST, matched_share=0.5),
+    "matched norms": changed(BEST, match_norms=True),
+    "output rate × 3": changed(BEST, {"output_rate_factor": 3}),
+    "outputs lead 12 steps": changed(BEST, {"output_lead": 12}),
+    "rates × 0.7 a block": changed(BEST, {"block_rate_decay": 0.7}),
+    "mean, outputs × ¼": changed(FUSED["mean"], **NORMS, output_scale=0.25),
+    "copy, features × 1.5": changed(WHOLE[COPY], feature_scale=1.5),
+    "copy, output rate × 3": changed(WHOLE[COPY], {"output_rate_factor": 3}),
+}
+"""Changes to the best arm that might do better, and to others as a control."""
+PAIRS_OF_EXTRAS = tuple((label, BEST_NAME) for label in EXTRAS)
 
 
 class Files:
     """Where everything lies."""
 
-    def __init__(self, folder: Path, domain: str) -> None:
-        """Name the files below a folder."""
-        self.folder, self.domain = folder, domain
+    def __init__(self, folder: Path, domain: str, seed: int) -> None:
+        """Name the files below a folder; the seed is the base's."""
+        self.folder, self.domain, self.seed = folder, domain, seed
         self.base = folder / "base" / "model"
         self.untrained = folder / "untrained"
         self.calibration = folder / "calibration.txt"
@@ -129,7 +194,7 @@ def make_base(files: Files, jobs: int) -> None:
                 "trains": "everything",
                 "report_to": "none",
             },
-            "seed": 1000,
+            "seed": files.seed,
             "output": str(files.folder / "base"),
         }
     )
@@ -139,24 +204,17 @@ def make_base(files: Files, jobs: int) -> None:
     print(f"{record.wall_seconds:.0f} s, loss {record.curve[-1].loss_nats_per_token:.3f}")
 
 
-def arm(label: str, method: str, options: Options, files: Files, **more: object) -> dict[str, Any]:
+def arm(files: Files, label: str, way: Way, **more: object) -> dict[str, Any]:
     """Describe an arm; new blocks go into the gaps of the top half, whatever the method."""
+    options = way.options
     if options.get("cost") == "activations":
         options = {**options, "calibration": str(files.calibration)}
-    if method == "opt-deus":
+    if way.method == "opt-deus":
         options = {"restore_norms": False, **options}
-    placed = {} if method in (BASE, "solar") else {"placement": "top"}
-    return {"label": label, "method": method, "options": options, **placed, **more}
-
-
-def all_arms(files: Files) -> Iterator[dict[str, Any]]:
-    """Yield every arm of the main study."""
-    yield arm(BASE, BASE, {}, files)
-    for label, (method, options) in (FUSED | OTHERS).items():
-        yield arm(label, method, options, files)
-    for label in ("normalised", "structured", "mean, zeroed"):
-        method, options = FUSED[label]
-        yield arm(f"{label}, norms", method, {**options, "restore_norms": True}, files)
+    place = {} if way.method in (BASE, "solar") else {"placement": "top"}
+    training = dict(way.training)
+    own = {"method": way.method, "options": {**options}, "training": training}
+    return {"label": label, **own, **place, **more}
 
 
 def run_study(
@@ -166,10 +224,11 @@ def run_study(
     jobs: int,
     *,
     part: str = "scoring",
+    domains: Sequence[str] = ("library", "tests"),
     seeds: Sequence[int] = SEEDS,
 ) -> list[ArmRecord]:
     """Run one study and return its records."""
-    texts = [files.text(d, part) for d in ("library", "tests")]
+    texts = [files.text(domain, part) for domain in domains]
     study = Study.model_validate(
         {
             "title": f"Which alignment learns best? {name} on {files.domain}",
@@ -194,152 +253,145 @@ def run_study(
     return read_records(files.study(name))
 
 
-def loss(record: ArmRecord, domain: str) -> float:
-    """Return a record's loss after training on one domain's held-out text."""
-    return next(t for t in record.after.texts if t.file.startswith(domain)).loss_nats_per_token
+def try_rates(files: Files, name: str, ways: Mapping[str, Way], jobs: int) -> None:
+    """Find the learning rate that each way does best with, on a seed and a text of their own.
+
+    Where the best one is the lowest or the highest that was tried, a further one is tried.
+    """
+    tried = {
+        label: list(RATES_OF_EVERYTHING if way.method in (BASE, "solar") else RATES)
+        for label, way in ways.items()
+    }
+    while True:
+        arms = [
+            at_rate(arm(files, f"{label} at {rate:g}", way), rate)
+            for label, way in ways.items()
+            for rate in tried[label]
+        ]
+        records = run_study(
+            files, name, arms, jobs, part="choosing", domains=[files.domain], seeds=[CHOOSING_SEED]
+        )
+        found: dict[str, dict[float, float]] = {}
+        for record in records:
+            label, asked, rate = record.arm.rpartition(" at ")
+            if asked:  # not the un-grown base, which every study has
+                found.setdefault(label, {})[float(rate)] = tables.loss(record.after, files.domain)
+        further = {label: beyond(losses) for label, losses in found.items()}
+        if not any(further.values()):
+            break
+        for label, rate in further.items():
+            tried[label] += [rate] if rate else []
+    known = read_rates(files) | found
+    files.rates.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
-def rates_of(method: str) -> tuple[float, ...]:
-    """Return the learning rates to try: lower ones where everything trains."""
-    return RATES_OF_EVERYTHING if method in (BASE, "solar") else RATES
+def beyond(losses: Mapping[float, float]) -> float | None:
+    """Return the rate to try next if the best one is at an end of those that were tried."""
+    best = min(losses, key=lambda rate: losses[rate])
+    if best == max(losses):
+        return 2 * best
+    return best / 2 if best == min(losses) else None
 
 
-def choose_rates(files: Files, jobs: int) -> None:
-    """Find every arm's best learning rate, on a seed and on files of their own."""
-    try_rates(files, "rates", list(all_arms(files)), jobs)
+def read_rates(files: Files) -> dict[str, dict[float, float]]:
+    """Return arm → learning rate → loss, of all that was tried."""
+    if not files.rates.is_file():
+        return {}
+    read = json.loads(files.rates.read_text(encoding="utf-8"))
+    return {label: {float(rate): x for rate, x in of.items()} for label, of in read.items()}
 
 
-def try_rates(files: Files, name: str, tried: Sequence[dict[str, Any]], jobs: int) -> None:
-    """Run arms at a grid of learning rates and note their losses."""
-    arms = [
-        {**one, "label": f"{one['label']} at {rate:g}", "training": {"learning_rate": rate}}
-        for one in tried
-        for rate in rates_of(one["method"])
-    ]
-    found: dict[str, dict[str, float]] = {}
-    if files.rates.is_file():
-        found = json.loads(files.rates.read_text(encoding="utf-8"))
-    for record in run_study(files, name, arms, jobs, part="choosing", seeds=[CHOOSING_SEED]):
-        label, asked, rate = record.arm.rpartition(" at ")
-        if not asked:  # the un-grown base, which every study has
-            continue
-        found.setdefault(label, {})[rate] = loss(record, files.domain)
-    files.rates.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def best_rate(files: Files, label: str) -> float:
-    """Return the learning rate that an arm did best with."""
-    losses = json.loads(files.rates.read_text(encoding="utf-8"))[label]
-    return float(min(losses, key=losses.get))
+def at_rate(one: dict[str, Any], rate: float) -> dict[str, Any]:
+    """Give an arm a learning rate."""
+    return {**one, "training": {**one["training"], "learning_rate": rate}}
 
 
 def at_best(files: Files, one: dict[str, Any], like: str = "") -> dict[str, Any]:
     """Give an arm its best learning rate, or that of another one."""
-    return {**one, "training": {"learning_rate": best_rate(files, like or one["label"])}}
+    losses = read_rates(files)[like or one["label"]]
+    return at_rate(one, min(losses, key=lambda rate: losses[rate]))
+
+
+def choose_rates(files: Files, jobs: int) -> None:
+    """Find every arm's best learning rate."""
+    try_rates(files, "rates", METHODS, jobs)
 
 
 def compare_methods(files: Files, jobs: int) -> None:
     """Run every arm at its best learning rate."""
-    run_study(files, "methods", [at_best(files, one) for one in all_arms(files)], jobs)
+    arms = [at_best(files, arm(files, label, way)) for label, way in METHODS.items()]
+    run_study(files, "methods", arms, jobs)
 
 
 def compare_extras(files: Files, jobs: int) -> None:
     """Run what might do better, at its own best learning rate, beside what it changes."""
-    arms = [arm(label, *method, files) for label, method in EXTRAS.items()]
-    try_rates(files, "rates-extras", arms, jobs)
-    known = {BASE: (BASE, {}), BEST_NAME: BEST, "copy, zeroed": OTHERS["copy, zeroed"]}
-    beside = [arm(label, *one, files) for label, one in known.items()]
-    run_study(files, "extras", [at_best(files, one) for one in (*beside, *arms)], jobs)
+    try_rates(files, "rates-extras", EXTRAS, jobs)
+    ways = {label: METHODS[label] for label in (BASE, BEST_NAME, COPY)} | EXTRAS
+    run_study(files, "extras", [at_best(files, arm(files, k, w)) for k, w in ways.items()], jobs)
+
+
+def compare_where(
+    files: Files, name: str, variants: Mapping[str, dict[str, object]], jobs: int
+) -> None:
+    """Run the best arm and plain copies with other numbers or places of new blocks."""
+    arms = [at_best(files, arm(files, BASE, Way(BASE)))]
+    for variant, where in variants.items():
+        for label in (BEST_NAME, COPY):
+            one = arm(files, f"{label}: {variant}", METHODS[label]) | where
+            arms.append(at_best(files, one, label))
+    run_study(files, name, arms, jobs)
 
 
 def compare_counts(files: Files, jobs: int) -> None:
-    """Vary the number of new blocks and where they stand."""
-    arms = [at_best(files, arm(BASE, BASE, {}, files))]
-    for method, (name, options) in {
-        BEST_NAME: BEST,
-        "copy, zeroed": OTHERS["copy, zeroed"],
-    }.items():
-        for new, per_gap in ((1, 1), (2, 1), (4, 1), (8, 2)):
-            one = arm(f"{method}: {new} new", name, options, files, new_layers=new, per_gap=per_gap)
-            arms.append(at_best(files, one, method))
-        for place in ("middle", "bottom", "top-bottom", "uniform", "quality", "quality-low"):
-            one = arm(f"{method}: {place}", name, options, files) | {"placement": place}
-            arms.append(at_best(files, one, method))
-    run_study(files, "counts", arms, jobs, seeds=SEEDS[:3])
+    """Vary the number of new blocks."""
+    numbers = {1: 1, 2: 1, 4: 1, 8: 2}
+    variants = {f"{n} new": {"new_layers": n, "per_gap": gap} for n, gap in numbers.items()}
+    compare_where(files, "counts", variants, jobs)
+
+
+def compare_places(files: Files, jobs: int) -> None:
+    """Vary where four new blocks stand."""
+    places = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
+    compare_where(files, "places", {place: {"placement": place} for place in places}, jobs)
+
+
+def compare_gaps(files: Files, jobs: int) -> None:
+    """Put a single new block into each gap in turn, to tell place from alignment."""
+    gaps = range(RECIPE.blocks - 1)
+    variants = {f"gap {gap}": {"placement": f"after:{gap}", "new_layers": 1} for gap in gaps}
+    compare_where(files, "gaps", variants, jobs)
 
 
 def measure_start(files: Files, jobs: int) -> None:
     """Measure how far the function moves when output projections are kept in part."""
-    print("| method | ¼ | ½ | 1 |\n|---|---|---|---|")
-    arms = {**{k: v for k, v in FUSED.items() if v[0] != "lesa"}, "copy": ("llama-pro", {})}
-    for label, (method, options) in arms.items():
+    scales = (0, 0.25, 0.5, 1)
+    print("| method | 0 | ¼ | ½ | 1 |\n|---|---|---|---|---|")
+    fused = ("published", "normalised", "structured", "structured, activations", "mean")
+    for label in (*fused, *(f"{one}, norms" for one in fused), COPY, "random, zeroed"):
         cells = []
-        for scale in (0.25, 0.5, 1.0):
-            one = arm(label, method, {**options, "output_scale": scale}, files)
+        for scale in scales:
+            one = arm(files, label, changed(METHODS[label], output_scale=scale))
             out = files.folder / "grown"
             how = {"placement": "top", "options": one["options"], "overwrite": True}
-            deepen.grow(files.base, out, method=method, **how)
+            deepen.grow(files.base, out, method=one["method"], **how)
             record = deepen.verify(files.base, out, sequences=16, length=LENGTH)
             cells.append(f"{record.kl_nats_per_token:.4f}")
         print(f"| {label.removesuffix(', zeroed')} | {' | '.join(cells)} |", flush=True)
 
 
-def interval(difference: PairedDifference) -> str:
-    """Write a difference with its interval, in thousandths of a nat."""
-    assert difference.low is not None
-    assert difference.high is not None
-    mean, low, high = (1000 * x for x in (difference.mean, difference.low, difference.high))
-    sure = "" if low <= 0 <= high else " *"
-    return f"{mean:+.1f} ({low:+.1f} … {high:+.1f}){sure}"
-
-
 def print_tables(files: Files, jobs: int) -> None:
     """Print what the studies found."""
-    if files.rates.is_file():
-        print("\n### Learning rates\n\n| arm | lowest | | | | highest |\n|---|---|---|---|---|---|")
-        for label, losses in json.loads(files.rates.read_text(encoding="utf-8")).items():
-            least = min(losses.values())
-            cells = (
-                f"**{x:.4f}** at {float(rate):g}" if x == least else f"{x:.4f}"
-                for rate, x in losses.items()
-            )
-            print(f"| {label} | {' | '.join(cells)} |")
-    for name in ("methods", "extras", "counts"):
+    tables.print_rates(read_rates(files))
+    scores: Sequence[float] = ()
+    if (files.study("gaps") / "records.jsonl").is_file():
+        scores = gap_scores(open_base(files.base), torch.device("cpu"))
+    for name in ("methods", "extras", "counts", "places", "gaps"):
         if records := read_records(files.study(name)):
             print(f"\n### {name}\n")
-            print_study(records, files.domain)
-
-
-def print_study(records: list[ArmRecord], domain: str) -> None:
-    """Print one study: losses on both domains, and differences from plain copies."""
-    arms = list(dict.fromkeys(record.arm for record in records))
-    reference = next(a for a in arms if a in ("copy, zeroed", "copy, zeroed: 4 new"))
-    other = "tests" if domain == "library" else "library"
-    print(f"| arm | rate | loss on {domain} | on {other} | area under the curve | start | ", end="")
-    print(f"− {reference}, thousandths of a nat |")
-    print("|---|---|---|---|---|---|---|")
-    differences = {
-        (d.arm, d.other): d
-        for d in paired_differences(records, arms)
-        if d.score.startswith("loss_nats_per_token") and domain in d.score
-    }
-    for name in arms:
-        own = [record for record in records if record.arm == name]
-        rate = own[0].train.recipe["training"]["learning_rate"]
-        start = fmean(
-            next(t for t in r.before.texts if t.file.startswith(domain)).loss_nats_per_token
-            for r in own
-        )
-        area = fmean(fmean(p.loss_nats_per_token for p in r.train.curve) for r in own)
-        on, off = (fmean(loss(record, d) for record in own) for d in (domain, other))
-        gap = "–"
-        if (name, reference) in differences:
-            gap = interval(differences[name, reference])
-        elif (reference, name) in differences:
-            d = differences[reference, name]
-            turned = {"mean": -d.mean, "low": -(d.high or 0), "high": -(d.low or 0)}
-            gap = interval(d.model_copy(update=turned))
-        print(f"| {name} | {rate:g} | {on:.4f} | {off:.4f} | {area:.4f} | {start:.4f} | {gap} |")
+            pairs = PAIRS if name == "methods" else PAIRS_OF_EXTRAS if name == "extras" else ()
+            tables.print_study(records, files.domain, COPY, pairs)
+            if name in ("counts", "places", "gaps"):
+                tables.print_variants(records, files.domain, BEST_NAME, COPY, scores)
 
 
 STAGES = {
@@ -349,6 +401,8 @@ STAGES = {
     "methods": compare_methods,
     "extras": compare_extras,
     "counts": compare_counts,
+    "places": compare_places,
+    "gaps": compare_gaps,
     "tables": print_tables,
 }
 
@@ -360,8 +414,9 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--domain", choices=("tests", "library"), default="tests")
     parser.add_argument("--jobs", type=int, default=2, help="arms at once")
+    parser.add_argument("--seed", type=int, default=1000, help="of the base's weights and order")
     asked = parser.parse_args()
-    STAGES[asked.stage](Files(asked.folder, asked.domain), asked.jobs)
+    STAGES[asked.stage](Files(asked.folder, asked.domain, asked.seed), asked.jobs)
 
 
 if __name__ == "__main__":

@@ -217,6 +217,7 @@ def block_alignment(below: int, above: int, block: int, size: float) -> BlockAli
         block=block,
         parts=parts,
         effective_matches=1.0 + fade,
+        diagonal_mass=own.random(),
         cka=own.random(),
         norm_ratios={
             role: size + own.uniform(-0.05, 0.05)

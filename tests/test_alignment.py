@@ -12,6 +12,7 @@ from deepen.alignment import align, gap_scores
 from deepen.base import open_base
 from deepen.errors import DeepenError
 from deepen.passage import PASSAGE
+from deepen.results import AlignmentRecord
 
 CPU = torch.device("cpu")
 
@@ -47,10 +48,18 @@ def test_a_planted_order_is_seen_and_others_are_chance(scrambled):
             assert (part.similarity_after > 0.999) == planted
             assert part.similarity_after >= part.similarity_before
             assert part.similarity_by_chance < 0.6
+            assert part.cost_before - part.cost_after == pytest.approx(
+                part.similarity_after - part.similarity_before
+            )
         assert (block.effective_matches < 1.05) == planted
+        if planted:  # the entropic plan is the assignment
+            assert block.diagonal_mass == pytest.approx(block.parts[1].in_place, abs=1e-3)
         assert block.cka is None
         assert block.norm_ratios == {}
         assert len(block.heat_map) == len(block.heat_map[0]) == 40
+    told = record.model_dump_json()
+    assert '"cost_before"' in told
+    assert AlignmentRecord.model_validate_json(told) == record
 
 
 def test_the_heat_map_is_in_units_of_the_uniform_plan(scrambled):

@@ -126,6 +126,7 @@ def _measure(
     matcher = _matcher(base, insert, device)
     chance = dict(_qualities(Matcher(below, _Shuffled(above, anatomy), anatomy)))
     plan = _plan(Matcher(below, above, anatomy, reg=REGULARISATION))
+    spread = neuron_quality(plan) if plan else None
     ratios = {}
     if new is not None:
         made = base.block(new, device)
@@ -147,7 +148,8 @@ def _measure(
             )
             for part, quality in _qualities(matcher)
         ],
-        effective_matches=neuron_quality(plan).effective_matches if plan else None,
+        effective_matches=spread.effective_matches if spread else None,
+        diagonal_mass=spread.diagonal_mass if spread else None,
         cka=alike.cka if alike else None,
         norm_ratios=ratios,
         heat_map=heat_map(plan.plan) if plan and plan.plan is not None else [],

@@ -344,7 +344,8 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
                 f"{ratios[len(ratios) // 2]:.2f}" if first and ratios else "",
             )
     legend = (
-        "same: mean cosine of parts of the same index; match: of the best one-to-one match; "
+        "same: mean cosine of parts of the same index; match: of the best one-to-one match, at a "
+        "transport cost of 1 - match; "
         "chance: the same for unrelated blocks; stay: share matched to its own index; spread: "
         "neurons that the entropic plan spreads one over; CKA: of what the blocks add; norm: row "
         "norms of the new block as a share of the upper block's."

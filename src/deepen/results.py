@@ -199,6 +199,9 @@ class EvalRecord(Record):
 class PartAlignment(Record):
     """How well one kind of part of two blocks was matched one to one."""
 
+    # Its JSON holds the costs, which are computed, and must read back.
+    model_config = ConfigDict(extra="ignore")
+
     part: str
     """``heads``, ``neurons``, ``expert neurons`` (means over experts) or ``shared neurons``."""
     units: int
@@ -206,11 +209,23 @@ class PartAlignment(Record):
     similarity_before: float
     """Mean similarity of those of the same index, -1 to 1: what a plain mean averages."""
     similarity_after: float
-    """Mean similarity of matched ones; the transport cost is 1 - this."""
+    """Mean similarity of matched ones."""
     similarity_by_chance: float
     """The same for two unrelated blocks of these norms."""
     in_place: float
     """Share that was matched to the same index."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cost_before(self) -> float:
+        """Mean transport cost, 1 - similarity, of leaving everything where it is."""
+        return 1 - self.similarity_before
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cost_after(self) -> float:
+        """Mean transport cost of the match."""
+        return 1 - self.similarity_after
 
 
 class BlockAlignment(Record):
@@ -225,7 +240,10 @@ class BlockAlignment(Record):
     parts: list[PartAlignment]
     """Part by part."""
     effective_matches: float | None
-    """Neurons that one neuron is spread over by the entropic plan; ``None`` without an FFN."""
+    """Neurons that one neuron is spread over by the entropic plan, exp of its mean row entropy;
+    ``None`` without an FFN."""
+    diagonal_mass: float | None
+    """Share of that plan's mass that stays at its own index; ``None`` without an FFN."""
     cka: float | None
     """Linear CKA of what the two blocks add to the residual stream on the calibration text."""
     norm_ratios: dict[str, float]

@@ -1,0 +1,114 @@
+"""The tables of ``science.py``: records → Markdown."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+
+from deepen.comparison.aggregate import interval, of_arm
+from deepen.results import ArmRecord, EvalRecord
+
+Measure = Callable[[ArmRecord], float]
+
+
+def loss(scores: EvalRecord, domain: str) -> float:
+    """Return the loss on one domain's held-out text, in nats per token."""
+    return next(t for t in scores.texts if t.file.startswith(domain)).loss_nats_per_token
+
+
+def after(domain: str) -> Measure:
+    """Measure the loss on a domain after training."""
+    return lambda record: loss(record.after, domain)
+
+
+def area(record: ArmRecord) -> float:
+    """Measure the area under the training curve, as its mean loss."""
+    return fmean(point.loss_nats_per_token for point in record.train.curve)
+
+
+def mean(records: Iterable[ArmRecord], measure: Measure) -> float:
+    """Average over the seeds of an arm."""
+    return fmean(measure(record) for record in records)
+
+
+def difference(records: Sequence[ArmRecord], arm: str, other: str, measure: Measure) -> str:
+    """Write arm - other, paired by seed, in thousandths of a nat, with its 95 % interval."""
+    ours, theirs = ({r.seed: measure(r) for r in of_arm(records, name)} for name in (arm, other))
+    pairs = [1000 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    if arm == other or not pairs:
+        return "–"
+    middle, low, high = interval(pairs)
+    if low is None or high is None:
+        return f"{middle:+.1f}"
+    cell = f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
+    return (cell if low <= 0 <= high else f"**{cell}**").replace("-", "−")
+
+
+def print_rates(rates: Mapping[str, Mapping[float, float]]) -> None:
+    """Print the losses of every arm at every learning rate."""
+    columns = sorted({rate for losses in rates.values() for rate in losses})
+    print(f"\n### Learning rates\n\n| arm | {' | '.join(f'{rate:g}' for rate in columns)} |")
+    print(f"|{'---|' * (len(columns) + 1)}")
+    for label, losses in rates.items():
+        least = min(losses.values())
+        cells = (f"{losses[rate]:.4f}" if rate in losses else "" for rate in columns)
+        print(f"| {label} | {' | '.join(cells)} |".replace(f"{least:.4f}", f"**{least:.4f}**"))
+
+
+def print_study(
+    records: Sequence[ArmRecord], domain: str, copy: str, pairs: Iterable[tuple[str, str]]
+) -> None:
+    """Print every arm of a study, best first, and pairs of arms."""
+    other = "tests" if domain == "library" else "library"
+    arms = sorted(
+        {record.arm for record in records},
+        key=lambda arm: mean(of_arm(records, arm), after(domain)),
+    )
+    seeds = len({record.seed for record in records})
+    print(f"{seeds} seeds; differences are from {copy!r}, thousandths of a nat (95 %).\n")
+    print(
+        f"| arm | rate | loss on {domain} | difference | area under the curve | difference ", end=""
+    )
+    print(f"| loss on {other} | difference | {domain} before | {other} before |")
+    print(f"|{'---|' * 10}")
+    for arm in arms:
+        own = of_arm(records, arm)
+        cells = [arm, f"{own[0].train.recipe['training']['learning_rate']:g}"]
+        for measure in (after(domain), area, after(other)):
+            cells += [f"{mean(own, measure):.4f}", difference(records, arm, copy, measure)]
+        cells += [f"{mean(own, lambda r, d=d: loss(r.before, d)):.4f}" for d in (domain, other)]
+        print(f"| {' | '.join(cells)} |")
+    found = [
+        (f"{arm} − {other_arm}", difference(records, arm, other_arm, after(domain)))
+        for arm, other_arm in pairs
+    ]
+    for pair, cell in found:
+        print(f"\n{pair}: {cell}")
+
+
+def print_variants(
+    records: Sequence[ArmRecord], domain: str, best: str, copy: str, scores: Sequence[float]
+) -> None:
+    """Print numbers or places of new blocks, each with the best arm and with copies.
+
+    Args:
+        records: Arms named ``way: variant``.
+        domain: The text that was trained on.
+        best: The one way.
+        copy: The other.
+        scores: How well the two blocks around each gap align, for variants named ``gap i``.
+    """
+    variants = list(
+        dict.fromkeys(r.arm.rpartition(": ")[2] for r in records if r.arm.startswith(f"{best}: "))
+    )
+    measure, first = after(domain), variants[0]
+    print(f"\n| | similarity | {best} | − {first} | {copy} | − {first} | {best} − {copy} |")
+    print(f"|{'---|' * 7}")
+    for variant in variants:
+        number = variant.removeprefix("gap ")
+        alike = f"{scores[int(number)]:.3f}" if number.isdigit() and scores else ""
+        cells = [variant, alike]
+        for way in (best, copy):
+            name = f"{way}: {variant}"
+            cells.append(f"{mean(of_arm(records, name), measure):.4f}")
+            cells.append(difference(records, name, f"{way}: {first}", measure))
+        cells.append(difference(records, f"{best}: {variant}", f"{copy}: {variant}", measure))
+        print(f"| {' | '.join(cells)} |")
