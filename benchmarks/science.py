@@ -5,9 +5,7 @@
     python benchmarks/science.py runs/science rates      # every arm at a grid of learning rates
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
     python benchmarks/science.py runs/science extras     # what might do better still
-    python benchmarks/science.py runs/science counts     # how many new blocks
-    python benchmarks/science.py runs/science places     # where four of them stand
-    python benchmarks/science.py runs/science gaps       # one new block in each gap in turn
+    python benchmarks/science.py runs/science where      # how many new blocks, in which gaps
     python benchmarks/science.py runs/science tables     # Markdown of all that is there
 
 Each stage needs the ones above it and resumes where it was. The base is trained on the standard
@@ -22,8 +20,7 @@ import json
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -42,102 +39,32 @@ from deepen.demo.recipe import FULL, Budget, DemoRecipe
 from deepen.results import ArmRecord
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
+from science_arms import (
+    BEST_NAME,
+    BLOCKS,
+    COPY,
+    COUNTS,
+    EXTRAS,
+    METHODS,
+    ON_TESTS_ONLY,
+    PAIRS,
+    PLACES,
+    Way,
+    changed,
+)
 
 RECIPE: DemoRecipe = FULL.model_copy(
-    update={"hidden": 128, "ffn": 352, "base": Budget(steps=5000, sequences=4, learning_rate=2e-3)}
+    update={
+        "blocks": BLOCKS,
+        "hidden": 128,
+        "ffn": 352,
+        "base": Budget(steps=5000, sequences=4, learning_rate=2e-3),
+    }
 )
 LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 120, 4, 16_384
 RATES, RATES_OF_EVERYTHING = (1e-3, 2e-3, 4e-3, 8e-3), (1e-4, 2e-4, 4e-4, 8e-4)
 """Learning rates that are tried at first: of new blocks, and where everything trains."""
 SEEDS, CHOOSING_SEED = (0, 1, 2, 3, 4), 100
-
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Way(NamedTuple):
-    """A way to make an arm's model, and to train it."""
-
-    method: str
-    """Growth method."""
-    options: Mapping[str, Any] = NOTHING
-    """Its own options."""
-    training: Mapping[str, Any] = NOTHING
-    """What differs in training, beside the learning rate."""
-
-
-ZEROED = {"output_scale": 0}
-FUSED = {
-    "published": Way("opt-deus", {"fidelity": "published"}),
-    "normalised": Way("opt-deus", {"fidelity": "normalised"}),
-    "structured": Way("opt-deus", {"fidelity": "structured"}),
-    "structured, activations": Way("opt-deus", {"fidelity": "structured", "cost": "activations"}),
-    "mean, zeroed": Way("avg-deus", ZEROED),
-    "mean": Way("avg-deus"),
-    "LESA, zeroed": Way("lesa", ZEROED),
-    "LESA": Way("lesa"),
-}
-"""Arms that average or predict: each with restored norms as well, and without."""
-WHOLE = {
-    "copy, zeroed": Way("llama-pro"),
-    "upper copy, zeroed": Way("avg-deus", {**ZEROED, "upper_share": 1}),
-    "random, zeroed": Way("random"),
-    "SOLAR": Way("solar"),
-}
-"""Arms whose rows have their parents' norms in any case."""
-NORMS = {"restore_norms": True}
-BEST, BEST_NAME = Way("opt-deus", {"fidelity": "structured", **NORMS}), "structured, norms"
-COPY = "copy, zeroed"
-
-
-def changed(way: Way, training: Mapping[str, Any] = NOTHING, **options: object) -> Way:
-    """Return a way with other options."""
-    return Way(way.method, {**way.options, **options}, {**way.training, **training})
-
-
-METHODS = {
-    BASE: Way(BASE),
-    **FUSED,
-    **{f"{label}, norms": changed(way, **NORMS) for label, way in FUSED.items()},
-    **WHOLE,
-}
-PAIRS = (
-    ("structured", "normalised"),
-    ("structured", "mean, zeroed"),
-    ("structured", "random, zeroed"),
-    ("structured", "structured, activations"),
-    ("structured, norms", "normalised, norms"),
-    ("structured, norms", "mean, zeroed, norms"),
-    ("structured, norms", "published, norms"),
-    ("structured, norms", "structured, activations, norms"),
-    ("structured, norms", "upper copy, zeroed"),
-    ("structured, norms", "random, zeroed"),
-    *((f"{label}, norms", label) for label in FUSED),
-    ("mean, zeroed", "mean"),
-    ("LESA, zeroed", "LESA"),
-    ("mean, zeroed", "random, zeroed"),
-    ("published", "random, zeroed"),
-    ("published, norms", "upper copy, zeroed"),
-    ("upper copy, zeroed", COPY),
-)
-"""Differences that are printed, beside those from copies."""
-EXTRAS = {
-    "features × 1.5": changed(BEST, feature_scale=1.5),
-    "outputs × ¼": changed(BEST, output_scale=0.25),
-    "entropic": changed(BEST, solver="entropic"),
-    "upper ¾": changed(BEST, upper_share=0.75),
-    "lower ¾": changed(BEST, upper_share=0.25),
-    "matched half": changed(BEST, matched_share=0.5),
-    "matched norms": changed(BEST, match_norms=True),
-    "output rate × 3": changed(BEST, {"output_rate_factor": 3}),
-    "outputs lead 12 steps": changed(BEST, {"output_lead": 12}),
-    "rates × 0.7 a block": changed(BEST, {"block_rate_decay": 0.7}),
-    "mean, outputs × ¼": changed(FUSED["mean"], **NORMS, output_scale=0.25),
-    "copy, features × 1.5": changed(WHOLE[COPY], feature_scale=1.5),
-    "copy, output rate × 3": changed(WHOLE[COPY], {"output_rate_factor": 3}),
-}
-"""Changes to the best arm that might do better, and to others as a control."""
-PAIRS_OF_EXTRAS = tuple((label, BEST_NAME) for label in EXTRAS)
 
 
 class Files:
@@ -312,54 +239,44 @@ def at_best(files: Files, one: dict[str, Any], like: str = "") -> dict[str, Any]
     return at_rate(one, min(losses, key=lambda rate: losses[rate]))
 
 
+def methods_on(domain: str) -> dict[str, Way]:
+    """Return the arms that are compared on a domain."""
+    return {k: way for k, way in METHODS.items() if domain == "tests" or k not in ON_TESTS_ONLY}
+
+
 def choose_rates(files: Files, jobs: int) -> None:
-    """Find every arm's best learning rate."""
-    try_rates(files, "rates", METHODS, jobs)
+    """Find the best learning rate of every arm of which it is not known."""
+    known = read_rates(files)
+    ways = {k: way for k, way in methods_on(files.domain).items() if k not in known}
+    if ways:
+        try_rates(files, "rates", ways, jobs)
 
 
 def compare_methods(files: Files, jobs: int) -> None:
     """Run every arm at its best learning rate."""
-    arms = [at_best(files, arm(files, label, way)) for label, way in METHODS.items()]
-    run_study(files, "methods", arms, jobs)
+    ways = methods_on(files.domain)
+    run_study(files, "methods", [at_best(files, arm(files, k, w)) for k, w in ways.items()], jobs)
 
 
 def compare_extras(files: Files, jobs: int) -> None:
-    """Run what might do better, at its own best learning rate, beside what it changes."""
+    """Run what might do better, at its own best learning rate."""
     try_rates(files, "rates-extras", EXTRAS, jobs)
-    ways = {label: METHODS[label] for label in (BASE, BEST_NAME, COPY)} | EXTRAS
+    ways = {BASE: Way(BASE)} | EXTRAS
     run_study(files, "extras", [at_best(files, arm(files, k, w)) for k, w in ways.items()], jobs)
 
 
-def compare_where(
-    files: Files, name: str, variants: Mapping[str, dict[str, object]], jobs: int
-) -> None:
-    """Run the best arm and plain copies with other numbers or places of new blocks."""
+def compare_where(files: Files, jobs: int) -> None:
+    """Vary number and place of new blocks, at the rates that are best for four on top."""
+    ways: dict[str, Sequence[str]] = {
+        **dict.fromkeys(COUNTS, (BEST_NAME, COPY)),
+        **dict.fromkeys(PLACES, (BEST_NAME,)),
+    }
     arms = [at_best(files, arm(files, BASE, Way(BASE)))]
-    for variant, where in variants.items():
-        for label in (BEST_NAME, COPY):
+    for variant, where in (COUNTS | PLACES).items():
+        for label in ways[variant]:
             one = arm(files, f"{label}: {variant}", METHODS[label]) | where
             arms.append(at_best(files, one, label))
-    run_study(files, name, arms, jobs)
-
-
-def compare_counts(files: Files, jobs: int) -> None:
-    """Vary the number of new blocks."""
-    numbers = {1: 1, 2: 1, 4: 1, 8: 2}
-    variants = {f"{n} new": {"new_layers": n, "per_gap": gap} for n, gap in numbers.items()}
-    compare_where(files, "counts", variants, jobs)
-
-
-def compare_places(files: Files, jobs: int) -> None:
-    """Vary where four new blocks stand."""
-    places = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
-    compare_where(files, "places", {place: {"placement": place} for place in places}, jobs)
-
-
-def compare_gaps(files: Files, jobs: int) -> None:
-    """Put a single new block into each gap in turn, to tell place from alignment."""
-    gaps = range(RECIPE.blocks - 1)
-    variants = {f"gap {gap}": {"placement": f"after:{gap}", "new_layers": 1} for gap in gaps}
-    compare_where(files, "gaps", variants, jobs)
+    run_study(files, "where", arms, jobs)
 
 
 def measure_start(files: Files, jobs: int) -> None:
@@ -382,16 +299,25 @@ def measure_start(files: Files, jobs: int) -> None:
 def print_tables(files: Files, jobs: int) -> None:
     """Print what the studies found."""
     tables.print_rates(read_rates(files))
-    scores: Sequence[float] = ()
-    if (files.study("gaps") / "records.jsonl").is_file():
+    main = read_records(files.study("methods"))
+    if main:
+        print("\n### methods\n")
+        tables.print_study(main, files.domain, COPY, PAIRS)
+    if extras := read_records(files.study("extras")):
+        print("\n### extras\n")
+        beside = [record for record in main if record.arm in (BEST_NAME, COPY)]
+        pairs = tuple((label, BEST_NAME) for label in EXTRAS)
+        tables.print_study([*extras, *beside], files.domain, COPY, pairs)
+    if records := read_records(files.study("where")):
+        print("\n### where\n")
+        usual = [renamed(r, "4, top") for r in main if r.arm in (BEST_NAME, COPY)]
         scores = gap_scores(open_base(files.base), torch.device("cpu"))
-    for name in ("methods", "extras", "counts", "places", "gaps"):
-        if records := read_records(files.study(name)):
-            print(f"\n### {name}\n")
-            pairs = PAIRS if name == "methods" else PAIRS_OF_EXTRAS if name == "extras" else ()
-            tables.print_study(records, files.domain, COPY, pairs)
-            if name in ("counts", "places", "gaps"):
-                tables.print_variants(records, files.domain, BEST_NAME, COPY, scores)
+        tables.print_variants([*usual, *records], files.domain, (BEST_NAME, COPY), scores)
+
+
+def renamed(record: ArmRecord, variant: str) -> ArmRecord:
+    """Return the main study's record as one of a variant."""
+    return record.model_copy(update={"arm": f"{record.arm}: {variant}"})
 
 
 STAGES = {
@@ -400,9 +326,7 @@ STAGES = {
     "rates": choose_rates,
     "methods": compare_methods,
     "extras": compare_extras,
-    "counts": compare_counts,
-    "places": compare_places,
-    "gaps": compare_gaps,
+    "where": compare_where,
     "tables": print_tables,
 }
 

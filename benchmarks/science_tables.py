@@ -85,30 +85,36 @@ def print_study(
 
 
 def print_variants(
-    records: Sequence[ArmRecord], domain: str, best: str, copy: str, scores: Sequence[float]
+    records: Sequence[ArmRecord], domain: str, ways: Sequence[str], scores: Sequence[float]
 ) -> None:
-    """Print numbers or places of new blocks, each with the best arm and with copies.
+    """Print numbers or places of new blocks, with every way that has them.
 
     Args:
-        records: Arms named ``way: variant``.
+        records: Arms named ``way: variant``; differences are from the first variant.
         domain: The text that was trained on.
-        best: The one way.
-        copy: The other.
+        ways: The ways.
         scores: How well the two blocks around each gap align, for variants named ``gap i``.
     """
-    variants = list(
-        dict.fromkeys(r.arm.rpartition(": ")[2] for r in records if r.arm.startswith(f"{best}: "))
-    )
-    measure, first = after(domain), variants[0]
-    print(f"\n| | similarity | {best} | − {first} | {copy} | − {first} | {best} − {copy} |")
-    print(f"|{'---|' * 7}")
+    arms = {record.arm for record in records}
+    variants = list(dict.fromkeys(r.arm.split(": ")[1] for r in records if ": " in r.arm))
+    other, first = "tests" if domain == "library" else "library", variants[0]
+    head = " | ".join(f"{way} | − {first} | on {other}" for way in ways)
+    print(f"| new blocks | similarity | {head} | {ways[0]} − {ways[1]} |")
+    print(f"|{'---|' * (3 + 3 * len(ways))}")
     for variant in variants:
         number = variant.removeprefix("gap ")
-        alike = f"{scores[int(number)]:.3f}" if number.isdigit() and scores else ""
-        cells = [variant, alike]
-        for way in (best, copy):
+        cells = [variant, f"{scores[int(number)]:.3f}" if number.isdigit() else ""]
+        for way in ways:
             name = f"{way}: {variant}"
-            cells.append(f"{mean(of_arm(records, name), measure):.4f}")
-            cells.append(difference(records, name, f"{way}: {first}", measure))
-        cells.append(difference(records, f"{best}: {variant}", f"{copy}: {variant}", measure))
+            if name not in arms:
+                cells += ["", "", ""]
+                continue
+            own = of_arm(records, name)
+            cells += [
+                f"{mean(own, after(domain)):.4f}",
+                difference(records, name, f"{way}: {first}", after(domain)),
+                f"{mean(own, after(other)):.4f}",
+            ]
+        pair = (f"{way}: {variant}" for way in ways)
+        cells.append(difference(records, *pair, after(domain)))
         print(f"| {' | '.join(cells)} |")

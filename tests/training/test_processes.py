@@ -15,6 +15,7 @@ from deepen.settings import write_yaml
 from deepen.training import train
 from runs import Make, losses
 
+RATES = {"output_rate_factor": 2.0, "block_rate_decay": 0.7, "output_lead": 2}
 FSDP = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2-cpu.yaml"
 RUN = """
 import os, signal, sys
@@ -52,16 +53,20 @@ def launch(kind: str, folder: Path, *options: str, kill: bool = False) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("kind", LAUNCHERS)
-def test_two_processes_train_as_one(recipe: Make, tmp_path: Path, kind: str) -> None:
-    asked = recipe(batch_size=8)
+@pytest.mark.parametrize(
+    ("kind", "rates"), [("MULTI_CPU", {}), ("FSDP", {}), ("FSDP", RATES)], ids=str
+)
+def test_two_processes_train_as_one(
+    recipe: Make, tmp_path: Path, kind: str, rates: dict[str, float]
+) -> None:
+    asked = recipe(batch_size=8, **rates)
     write_yaml(tmp_path / "recipe.yaml", asked.model_dump(mode="json"))
     (tmp_path / "go.py").write_text(RUN)
     printed = launch(kind, tmp_path)
     assert printed.count(f"ran as {kind}") == 2
     assert printed.count("Training ") == 1  # the first process speaks for all
 
-    one = train(recipe(batch_size=8, output="one"), "cpt")
+    one = train(recipe(batch_size=8, output="one", **rates), "cpt")
     folder = Path(asked.output)
     two = TrainRecord.model_validate_json((folder / "record.json").read_text())
     assert (two.processes, one.processes) == (2, 1)
