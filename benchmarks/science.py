@@ -6,7 +6,7 @@
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
     python benchmarks/science.py runs/science extras     # what might do better still
     python benchmarks/science.py runs/science where      # how many new blocks, in which gaps
-    python benchmarks/science.py runs/science tables     # Markdown of all that is there
+    python benchmarks/science.py runs/science tables     # Markdown of all that is there, and a CSV
 
 Each stage needs the ones above it and resumes where it was. The base is trained on the standard
 library without its tests. Arms go on with those tests, a kind of text that the base never saw, or
@@ -299,16 +299,18 @@ def measure_start(files: Files, jobs: int) -> None:
 def print_tables(files: Files, jobs: int) -> None:
     """Print what the studies found."""
     tables.print_rates(read_rates(files))
-    main = read_records(files.study("methods"))
+    studies = {name: read_records(files.study(name)) for name in ("methods", "extras", "where")}
+    tables.write_csv(files.folder / f"{files.domain}.csv", studies)
+    main = studies["methods"]
     if main:
         print("\n### methods\n")
         tables.print_study(main, files.domain, COPY, PAIRS)
-    if extras := read_records(files.study("extras")):
+    if extras := studies["extras"]:
         print("\n### extras\n")
         beside = [record for record in main if record.arm in (BEST_NAME, COPY)]
         pairs = tuple((label, BEST_NAME) for label in EXTRAS)
         tables.print_study([*extras, *beside], files.domain, COPY, pairs)
-    if records := read_records(files.study("where")):
+    if records := studies["where"]:
         print("\n### where\n")
         usual = [renamed(r, "4, top") for r in main if r.arm in (BEST_NAME, COPY)]
         scores = gap_scores(open_base(files.base), torch.device("cpu"))

@@ -1,6 +1,8 @@
-"""The tables of ``science.py``: records → Markdown."""
+"""The tables of ``science.py``: records → Markdown, and one line per run as CSV."""
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from deepen.comparison.aggregate import interval, of_arm
@@ -118,3 +120,23 @@ def print_variants(
         pair = (f"{way}: {variant}" for way in ways)
         cells.append(difference(records, *pair, after(domain)))
         print(f"| {' | '.join(cells)} |")
+
+
+def write_csv(file: Path, studies: Mapping[str, Sequence[ArmRecord]]) -> None:
+    """Write what every run came to, so that arms can be paired by seed without their records.
+
+    Args:
+        file: Where to.
+        studies: Name → records.
+    """
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        lines = csv.writer(opened, lineterminator="\n")
+        losses = ("library_before", "tests_before", "library_after", "tests_after")
+        lines.writerow(["study", "arm", "seed", "learning_rate", "curve_mean", *losses])
+        for study, records in studies.items():
+            for record in records:
+                rate = record.train.recipe["training"]["learning_rate"]
+                row = [study, record.arm, record.seed, f"{rate:g}", f"{area(record):.5f}"]
+                for scores in (record.before, record.after):
+                    row += [f"{loss(scores, domain):.5f}" for domain in ("library", "tests")]
+                lines.writerow(row)
