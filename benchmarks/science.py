@@ -5,7 +5,7 @@
     python benchmarks/science.py runs/science rates      # every arm at a grid of learning rates
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
     python benchmarks/science.py runs/science extras     # what might do better still
-    python benchmarks/science.py runs/science where      # how many new blocks, in which gaps
+    python benchmarks/science.py runs/science where      # how many new blocks, and where
     python benchmarks/science.py runs/science tables     # Markdown of all that is there, and a CSV
 
 Each stage needs the ones above it and resumes where it was. The base is trained on the standard
@@ -22,14 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 import deepen
 import science_tables as tables
 from deepen import printing
-from deepen.alignment import gap_scores
-from deepen.base import open_base
 from deepen.comparison.aggregate import BASE
 from deepen.comparison.run import compare, read_records
 from deepen.comparison.study import Study
@@ -313,8 +310,7 @@ def print_tables(files: Files, jobs: int) -> None:
     if records := studies["where"]:
         print("\n### where\n")
         usual = [renamed(r, "4, top") for r in main if r.arm in (BEST_NAME, COPY)]
-        scores = gap_scores(open_base(files.base), torch.device("cpu"))
-        tables.print_variants([*usual, *records], files.domain, (BEST_NAME, COPY), scores)
+        tables.print_variants([*usual, *records], files.domain, (BEST_NAME, COPY))
 
 
 def renamed(record: ArmRecord, variant: str) -> ArmRecord:

@@ -97,10 +97,7 @@ COUNTS: dict[str, dict[str, object]] = {
 }
 """Numbers of new blocks on top, beside four."""
 PLACES: dict[str, dict[str, object]] = {
-    **{
-        place: {"placement": place}
-        for place in ("middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
-    },
-    **{f"gap {gap}": {"placement": f"after:{gap}", "new_layers": 1} for gap in range(BLOCKS - 1)},
+    place: {"placement": place}
+    for place in ("middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
 }
-"""Places of four new blocks, and a single one in each gap in turn."""
+"""Places of four new blocks, beside the top."""

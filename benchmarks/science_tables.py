@@ -39,7 +39,7 @@ def difference(records: Sequence[ArmRecord], arm: str, other: str, measure: Meas
         return "–"
     middle, low, high = interval(pairs)
     if low is None or high is None:
-        return f"{middle:+.1f}"
+        return f"{middle:+.1f}".replace("-", "−")
     cell = f"{middle:+.1f} ({low:+.1f} … {high:+.1f})"
     return (cell if low <= 0 <= high else f"**{cell}**").replace("-", "−")
 
@@ -86,26 +86,22 @@ def print_study(
         print(f"\n{pair}: {cell}")
 
 
-def print_variants(
-    records: Sequence[ArmRecord], domain: str, ways: Sequence[str], scores: Sequence[float]
-) -> None:
+def print_variants(records: Sequence[ArmRecord], domain: str, ways: Sequence[str]) -> None:
     """Print numbers or places of new blocks, with every way that has them.
 
     Args:
         records: Arms named ``way: variant``; differences are from the first variant.
         domain: The text that was trained on.
         ways: The ways.
-        scores: How well the two blocks around each gap align, for variants named ``gap i``.
     """
     arms = {record.arm for record in records}
     variants = list(dict.fromkeys(r.arm.split(": ")[1] for r in records if ": " in r.arm))
     other, first = "tests" if domain == "library" else "library", variants[0]
     head = " | ".join(f"{way} | − {first} | on {other}" for way in ways)
-    print(f"| new blocks | similarity | {head} | {ways[0]} − {ways[1]} |")
-    print(f"|{'---|' * (3 + 3 * len(ways))}")
+    print(f"| new blocks | {head} | {ways[0]} − {ways[1]} |")
+    print(f"|{'---|' * (2 + 3 * len(ways))}")
     for variant in variants:
-        number = variant.removeprefix("gap ")
-        cells = [variant, f"{scores[int(number)]:.3f}" if number.isdigit() else ""]
+        cells = [variant]
         for way in ways:
             name = f"{way}: {variant}"
             if name not in arms:
