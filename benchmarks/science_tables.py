@@ -26,6 +26,17 @@ def area(record: ArmRecord) -> float:
     return fmean(point.loss_nats_per_token for point in record.train.curve)
 
 
+def quarter(which: int) -> Measure:
+    """Measure the mean training loss in a quarter of the run, 0 to 3."""
+
+    def measure(record: ArmRecord) -> float:
+        curve = record.train.curve
+        points = curve[which * len(curve) // 4 : (which + 1) * len(curve) // 4]
+        return fmean(point.loss_nats_per_token for point in points)
+
+    return measure
+
+
 def mean(records: Iterable[ArmRecord], measure: Measure) -> float:
     """Average over the seeds of an arm."""
     return fmean(measure(record) for record in records)
@@ -78,6 +89,11 @@ def print_study(
             cells += [f"{mean(own, measure):.4f}", difference(records, arm, copy, measure)]
         cells += [f"{mean(own, lambda r, d=d: loss(r.before, d)):.4f}" for d in (domain, other)]
         print(f"| {' | '.join(cells)} |")
+    print(f"\nTraining loss − that of {copy!r}, quarter by quarter of the run:\n")
+    print(f"| arm | first | second | third | fourth |\n|{'---|' * 5}")
+    for arm in arms:
+        cells = (difference(records, arm, copy, quarter(which)) for which in range(4))
+        print(f"| {arm} | {' | '.join(cells)} |")
     found = [
         (f"{arm} − {other_arm}", difference(records, arm, other_arm, after(domain)))
         for arm, other_arm in pairs
