@@ -88,10 +88,8 @@ EXTRAS = {
     "output rate × 3": changed(BEST, {"output_rate_factor": 3}),
     "outputs lead 12 steps": changed(BEST, {"output_lead": 12}),
     "rates × 0.7 a block": changed(BEST, {"block_rate_decay": 0.7}),
-    "copy, features × 1.5": changed(WHOLE[COPY], feature_scale=1.5),
-    "copy, output rate × 3": changed(WHOLE[COPY], {"output_rate_factor": 3}),
 }
-"""Changes to the best arm that might do better, and to others as a control."""
+"""Changes to the best arm that might do better."""
 COUNTS: dict[str, dict[str, object]] = {
     f"{n} new": {"new_layers": n, "per_gap": per_gap} for n, per_gap in ((1, 1), (2, 1), (8, 2))
 }
