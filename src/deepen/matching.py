@@ -14,7 +14,7 @@ from torch import Tensor
 from deepen.anatomy import BlockAnatomy
 from deepen.methods.base import Block
 from deepen.methods.experts import matched_experts
-from deepen.transport.assignment import best_share
+from deepen.transport.assignment import best_share, choose_rows
 from deepen.transport.heads import (
     Attention,
     HeadMatch,
@@ -133,11 +133,8 @@ class Matcher:
             done |= {names(role, unit) for role in _FFN}
             done |= {names(role, unit, bias=True) for role in _FFN[:2]}
             for name in self._others(self._axis(unit), unit):
-                moved_other = self.below[name][match.source]
-                if share < 1:
-                    kept = best_share(match.similarity_after, share)
-                    moved_other = torch.where(kept, moved_other, self.above[name])
-                yield name, moved_other
+                kept = best_share(match.similarity_after, share)
+                yield name, choose_rows(kept, self.below[name][match.source], self.above[name])
                 done.add(name)
         for name in self.anatomy.block:
             if name not in done:

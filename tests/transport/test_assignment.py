@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepen.errors import DeepenError
-from deepen.transport.assignment import assign
+from deepen.transport.assignment import assign, best_share, choose_rows
 
 
 def _cost(seed: int, n: int) -> torch.Tensor:
@@ -76,3 +76,19 @@ def test_a_cost_that_is_not_finite_is_refused(value):
     cost[2, 3] = value
     with pytest.raises(DeepenError, match="infinite or not a number"):
         assign(cost)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0, []), (0.4, [1, 3]), (0.5, [1, 3]), (1, range(5))])
+def test_the_best_share_has_the_largest_similarities(share, kept):
+    chosen = best_share(torch.tensor([0.2, 0.9, -1.0, 0.5, 0.2]), share)
+    assert chosen.nonzero().flatten().tolist() == list(kept)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
+def test_rows_are_chosen_along_the_first_axis(shape):
+    one, other = torch.ones(shape), torch.zeros(shape, dtype=torch.float64)
+    chosen = torch.tensor([True, False, False, True])
+    found = choose_rows(chosen, one, other)
+    assert found.dtype == one.dtype
+    for row, mine in zip(found, chosen, strict=True):
+        assert (row == float(mine)).all()

@@ -59,7 +59,7 @@ class Rates:
         first = optimizer.param_groups[0]["lr"]
         optimizer.param_groups[:] = sorted(groups, key=lambda group: abs(group["lr"] - first))
 
-    def hold(self, scheduler: Any) -> None:  # noqa: ANN401 (a LambdaLR, and typed as any)
+    def hold(self, scheduler: Any) -> None:  # noqa: ANN401 (a LambdaLR)
         """Keep the groups that wait at a learning rate of 0 until the lead is over."""
         optimizer = scheduler.optimizer
         for index, group in enumerate(optimizer.param_groups):

@@ -49,3 +49,12 @@ def best_share(similarity: Tensor, share: float) -> Tensor:
     chosen = torch.zeros_like(similarity, dtype=torch.bool)
     chosen[torch.argsort(similarity, descending=True, stable=True)[:count]] = True
     return chosen
+
+
+def choose_rows(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Return the rows of ``one``, ``[n, …]``, that are chosen, ``[n]`` bool, and else the other's.
+
+    The result has the dtype of ``one``.
+    """
+    mask = chosen.view(-1, *(1 for _ in one.shape[1:]))
+    return torch.where(mask, one, other.to(one.dtype))

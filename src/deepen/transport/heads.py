@@ -16,7 +16,7 @@ from torch import Tensor
 from deepen.errors import DeepenError
 from deepen.transport import gauge
 from deepen.transport.alike import require_alike
-from deepen.transport.assignment import assign, best_share
+from deepen.transport.assignment import assign, best_share, choose_rows
 from deepen.transport.gauge import Pairing
 from deepen.transport.invariants import Heads, head_similarity
 
@@ -160,8 +160,7 @@ def keep_groups(match: HeadMatch, moved: Attention, b: Attention, share: float) 
     kept = best_share(found.mean(1), share).to(moved.query.device)
 
     def mixed(rows: Tensor, own: Tensor) -> Tensor:
-        chosen = kept.repeat_interleave(len(rows) // moved.kv_heads)
-        return torch.where(chosen if rows.ndim == 1 else chosen[:, None], rows, own.to(rows.dtype))
+        return choose_rows(kept.repeat_interleave(len(rows) // moved.kv_heads), rows, own)
 
     def mixed_bias(bias: Tensor | None, own: Tensor | None) -> Tensor | None:
         return None if bias is None or own is None else mixed(bias, own)

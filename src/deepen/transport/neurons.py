@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepen.errors import DeepenError
 from deepen.transport.alike import require_alike
-from deepen.transport.assignment import assign, best_share
+from deepen.transport.assignment import assign, best_share, choose_rows
 from deepen.transport.cost import in_units_of_spread
 from deepen.transport.sinkhorn import stabilised
 
@@ -151,17 +151,13 @@ def keep_neurons(match: NeuronMatch, moved: Ffn, b: Ffn, share: float) -> Ffn:
     """
     kept = best_share(match.similarity_after, share)
 
-    def mixed(mine: Tensor | None, other: Tensor | None) -> Tensor | None:
-        if mine is None or other is None:
-            return None
-        return torch.where(kept if mine.ndim == 1 else kept[:, None], mine, other.to(mine.dtype))
+    def mixed(mine: Tensor | None, own: Tensor | None) -> Tensor | None:
+        return None if mine is None or own is None else choose_rows(kept, mine, own)
 
-    up = mixed(moved.up, b.up)
-    assert up is not None
     return Ffn(
         gate=mixed(moved.gate, b.gate),
-        up=up,
-        down=torch.where(kept, moved.down, b.down.to(moved.down.dtype)),
+        up=choose_rows(kept, moved.up, b.up),
+        down=choose_rows(kept, moved.down.T, b.down.T).T.contiguous(),
         gate_bias=mixed(moved.gate_bias, b.gate_bias),
         up_bias=mixed(moved.up_bias, b.up_bias),
     )
