@@ -57,7 +57,13 @@ METHODS = {
     **{f"{label}, norms": changed(way, **NORMS) for label, way in FUSED.items()},
     **WHOLE,
 }
-ON_TESTS_ONLY = ("mean", "mean, norms", "LESA, norms", "upper copy, zeroed")
+ON_TESTS_ONLY = (
+    "structured, activations",
+    "mean",
+    "mean, norms",
+    "LESA, zeroed, norms",
+    "LESA, norms",
+)
 """Arms that are left out on the base's own text."""
 PAIRS = (
     ("structured", "normalised"),
