@@ -78,6 +78,15 @@ def test_a_study_of_one_seed_says_that_it_shows_little(tmp_path):
     assert "One seed only" in report(folder).read_text(encoding="utf-8")
 
 
+def test_however_many_arms_no_two_look_alike(tmp_path):
+    arms = [studies.BASE, *(f"llama-pro {i}" for i in range(20))]
+    records, summary = studies.study(arms=arms, seeds=(0,))
+    html = report(studies.write(tmp_path, records, summary)).read_text(encoding="utf-8")
+    legend = re.search(r'<p class="legend">(.*?)</p>', html, re.DOTALL)
+    keys = re.findall(r'class="(key [^"]*)">(.*?)</svg>', legend[1], re.DOTALL)
+    assert len(keys) == len(set(keys)) == len(arms)
+
+
 def test_fine_tuning_has_a_table_and_curves_of_its_own(tmp_path):
     records, summary = studies.study(seeds=(0, 1))
     arms = {arm: index for index, arm in enumerate(summary.arms)}
@@ -89,7 +98,7 @@ def test_fine_tuning_has_a_table_and_curves_of_its_own(tmp_path):
     assert "After fine-tuning" in html
     assert html.count('<figure class="chart">') == 6
     pre_training, fine_tuning = html.split("Supervised fine-tuning")
-    drawn = re.compile(r'<path class="(?:line|band) s\d" d="([^"]+)"')
+    drawn = re.compile(r'<path class="(?:line|band) s\d(?: d\d)?" d="([^"]+)"')
     shapes = [drawn.findall(part) for part in (pre_training, fine_tuning)]
     assert not set(shapes[0]) & set(shapes[1]), "curves of one stage are drawn again"
     # A line and a band for each arm, and once more less the base in the difference.
@@ -102,7 +111,7 @@ def test_a_study_that_is_half_fine_tuned_shows_the_curves_that_there_are(tmp_pat
     tuned = [studies.tuned(r, 0) if r.arm in ("base", "solar") else r for r in records]
     html = report(studies.write(tmp_path, tuned, summary)).read_text(encoding="utf-8")
     assert "After fine-tuning" not in html
-    lines = re.findall(r'<path class="line s(\d)"', html.split("Supervised fine-tuning")[1])
+    lines = re.findall(r'<path class="line s(\d) d\d"', html.split("Supervised fine-tuning")[1])
     assert set(map(int, lines)) == {summary.arms.index("base"), summary.arms.index("solar")}
 
 
