@@ -6,13 +6,14 @@
     python benchmarks/science.py runs/science methods    # every arm at its best one, five seeds
     python benchmarks/science.py runs/science extras     # what might do better still
     python benchmarks/science.py runs/science where      # how many new blocks, and where
+    python benchmarks/science.py runs/science gaps       # one new block, in every gap in turn
     python benchmarks/science.py runs/science tables     # Markdown of all that is there, and a CSV
 
 Each stage needs the ones above it and resumes where it was. The base is trained on the standard
 library without its tests. Arms go on with those tests, a kind of text that the base never saw, or
 with ``--domain library`` on the same text. Learning rates are chosen for each on a seed and on
 held-out files that the later stages do not use. Two arms run at once (``--jobs``). ``--seed`` makes
-another base, in another folder.
+another base, in another folder, for which ``--arms`` names fewer of them.
 """
 
 import argparse
@@ -42,8 +43,8 @@ from science_arms import (
     COPY,
     COUNTS,
     EXTRAS,
+    GAPS,
     METHODS,
-    ON_TESTS_ONLY,
     PAIRS,
     PLACES,
     Way,
@@ -61,15 +62,18 @@ RECIPE: DemoRecipe = FULL.model_copy(
 LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 120, 4, 16_384
 RATES, RATES_OF_EVERYTHING = (1e-3, 2e-3, 4e-3, 8e-3), (1e-4, 2e-4, 4e-4, 8e-4)
 """Learning rates that are tried at first: of new blocks, and where everything trains."""
-SEEDS, CHOOSING_SEED = (0, 1, 2, 3, 4), 100
+SEEDS, CHOOSING_SEED, ORDER_SEED = (0, 1, 2, 3, 4), 100, 1000
+"""Of the arms, of learning rates' choice, and of the order in which the first base reads."""
+FOUND = ("methods", "extras", "where", "gaps")
+"""Studies whose records are printed."""
 
 
 class Files:
-    """Where everything lies."""
+    """What is asked for, and where it lies."""
 
-    def __init__(self, folder: Path, domain: str, seed: int) -> None:
-        """Name the files below a folder; the seed is the base's."""
-        self.folder, self.domain, self.seed = folder, domain, seed
+    def __init__(self, folder: Path, domain: str, seed: int, arms: Sequence[str]) -> None:
+        """Name the files below a folder; the seed is the base's, no arms are all of them."""
+        self.folder, self.domain, self.seed, self.arms = folder, domain, seed, arms
         self.base = folder / "base" / "model"
         self.untrained = folder / "untrained"
         self.calibration = folder / "calibration.txt"
@@ -105,7 +109,7 @@ def make_base(files: Files, jobs: int) -> None:
     if not files.untrained.exists():
         tokenizer = train_tokenizer(library, RECIPE.vocabulary)
         end = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
-        new_model(RECIPE, end).save_pretrained(files.untrained)
+        new_model(RECIPE, end, files.seed).save_pretrained(files.untrained)
         tokenizer.save_pretrained(files.untrained)
     recipe = Recipe.model_validate(
         {
@@ -118,7 +122,7 @@ def make_base(files: Files, jobs: int) -> None:
                 "trains": "everything",
                 "report_to": "none",
             },
-            "seed": files.seed,
+            "seed": ORDER_SEED + files.seed,
             "output": str(files.folder / "base"),
         }
     )
@@ -236,44 +240,55 @@ def at_best(files: Files, one: dict[str, Any], like: str = "") -> dict[str, Any]
     return at_rate(one, min(losses, key=lambda rate: losses[rate]))
 
 
-def methods_on(domain: str) -> dict[str, Way]:
-    """Return the arms that are compared on a domain."""
-    return {k: way for k, way in METHODS.items() if domain == "tests" or k not in ON_TESTS_ONLY}
+def wanted(files: Files, ways: Mapping[str, Way]) -> dict[str, Way]:
+    """Return the un-grown base and those arms that are asked for."""
+    asked = {k: way for k, way in ways.items() if not files.arms or k in files.arms}
+    return {BASE: Way(BASE), **asked}
 
 
 def choose_rates(files: Files, jobs: int) -> None:
     """Find the best learning rate of every arm of which it is not known."""
     known = read_rates(files)
-    ways = {k: way for k, way in methods_on(files.domain).items() if k not in known}
+    ways = {k: way for k, way in wanted(files, METHODS).items() if k not in known}
     if ways:
         try_rates(files, "rates", ways, jobs)
 
 
 def compare_methods(files: Files, jobs: int) -> None:
     """Run every arm at its best learning rate."""
-    ways = methods_on(files.domain)
+    ways = wanted(files, METHODS)
     run_study(files, "methods", [at_best(files, arm(files, k, w)) for k, w in ways.items()], jobs)
 
 
 def compare_extras(files: Files, jobs: int) -> None:
     """Run what might do better, at its own best learning rate."""
-    try_rates(files, "rates-extras", EXTRAS, jobs)
-    ways = {BASE: Way(BASE)} | EXTRAS
+    ways = wanted(files, EXTRAS)
+    try_rates(files, "rates-extras", {k: way for k, way in ways.items() if k != BASE}, jobs)
     run_study(files, "extras", [at_best(files, arm(files, k, w)) for k, w in ways.items()], jobs)
 
 
+def vary(
+    files: Files, variants: Mapping[str, Mapping[str, object]], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return arms with other new blocks, at the rates that are best for four on top."""
+    return [
+        at_best(files, arm(files, f"{label}: {variant}", METHODS[label]) | where, label)
+        for variant, where in variants.items()
+        for label in labels
+    ]
+
+
 def compare_where(files: Files, jobs: int) -> None:
-    """Vary number and place of new blocks, at the rates that are best for four on top."""
-    ways: dict[str, Sequence[str]] = {
-        **dict.fromkeys(COUNTS, (BEST_NAME, COPY)),
-        **dict.fromkeys(PLACES, (BEST_NAME,)),
-    }
-    arms = [at_best(files, arm(files, BASE, Way(BASE)))]
-    for variant, where in (COUNTS | PLACES).items():
-        for label in ways[variant]:
-            one = arm(files, f"{label}: {variant}", METHODS[label]) | where
-            arms.append(at_best(files, one, label))
-    run_study(files, "where", arms, jobs)
+    """Vary number and place of new blocks."""
+    base = at_best(files, arm(files, BASE, Way(BASE)))
+    counts, places = vary(files, COUNTS, (BEST_NAME, COPY)), vary(files, PLACES, (BEST_NAME,))
+    run_study(files, "where", [base, *counts, *places], jobs)
+
+
+def compare_gaps(files: Files, jobs: int) -> None:
+    """Put one new block into every gap in turn."""
+    base = at_best(files, arm(files, BASE, Way(BASE)))
+    run_study(files, "gaps", [base, *vary(files, GAPS, (BEST_NAME, COPY))], jobs)
 
 
 def measure_start(files: Files, jobs: int) -> None:
@@ -296,7 +311,7 @@ def measure_start(files: Files, jobs: int) -> None:
 def print_tables(files: Files, jobs: int) -> None:
     """Print what the studies found."""
     tables.print_rates(read_rates(files))
-    studies = {name: read_records(files.study(name)) for name in ("methods", "extras", "where")}
+    studies = {name: read_records(files.study(name)) for name in FOUND}
     tables.write_csv(files.folder / f"{files.domain}.csv", studies)
     main = studies["methods"]
     if main:
@@ -311,6 +326,9 @@ def print_tables(files: Files, jobs: int) -> None:
         print("\n### where\n")
         usual = [renamed(r, "4, top") for r in main if r.arm in (BEST_NAME, COPY)]
         tables.print_variants([*usual, *records], files.domain, (BEST_NAME, COPY))
+    if gaps := studies["gaps"]:
+        print("\n### gaps\n")
+        tables.print_variants(gaps, files.domain, (BEST_NAME, COPY))
 
 
 def renamed(record: ArmRecord, variant: str) -> ArmRecord:
@@ -325,6 +343,7 @@ STAGES = {
     "methods": compare_methods,
     "extras": compare_extras,
     "where": compare_where,
+    "gaps": compare_gaps,
     "tables": print_tables,
 }
 
@@ -336,9 +355,11 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--domain", choices=("tests", "library"), default="tests")
     parser.add_argument("--jobs", type=int, default=2, help="arms at once")
-    parser.add_argument("--seed", type=int, default=1000, help="of the base's weights and order")
+    parser.add_argument("--seed", type=int, default=0, help="of the base's weights and order")
+    parser.add_argument("--arms", choices=METHODS | EXTRAS, nargs="+", default=(), metavar="ARM")
     asked = parser.parse_args()
-    STAGES[asked.stage](Files(asked.folder, asked.domain, asked.seed), asked.jobs)
+    files = Files(asked.folder, asked.domain, asked.seed, asked.arms)
+    STAGES[asked.stage](files, asked.jobs)
 
 
 if __name__ == "__main__":

@@ -57,14 +57,6 @@ METHODS = {
     **{f"{label}, norms": changed(way, **NORMS) for label, way in FUSED.items()},
     **WHOLE,
 }
-ON_TESTS_ONLY = (
-    "structured, activations",
-    "mean",
-    "mean, norms",
-    "LESA, zeroed, norms",
-    "LESA, norms",
-)
-"""Arms that are left out on the base's own text."""
 PAIRS = (
     ("structured", "normalised"),
     ("structured", "mean, zeroed"),
@@ -105,3 +97,8 @@ PLACES: dict[str, dict[str, object]] = {
     for place in ("middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
 }
 """Places of four new blocks, beside the top."""
+GAPS: dict[str, dict[str, object]] = {
+    f"gap {gap}": {"new_layers": 1, "placement": f"after:{gap}"}
+    for gap in reversed(range(BLOCKS - 1))
+}
+"""One new block in each gap in turn, from the top: what place does, and what alignment."""

@@ -99,7 +99,8 @@ def print_study(
         for arm, other_arm in pairs
     ]
     for pair, cell in found:
-        print(f"\n{pair}: {cell}")
+        if cell != "–":
+            print(f"\n{pair}: {cell}")
 
 
 def print_variants(records: Sequence[ArmRecord], domain: str, ways: Sequence[str]) -> None:

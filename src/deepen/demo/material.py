@@ -109,7 +109,7 @@ def train_tokenizer(texts: tuple[str, ...], vocabulary: int) -> "PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_DOCUMENT)
 
 
-def new_model(recipe: DemoRecipe, end_of_document: int) -> Any:  # noqa: ANN401
+def new_model(recipe: DemoRecipe, end_of_document: int, seed: int = 0) -> Any:  # noqa: ANN401
     """Build a small Llama with random weights, leaving the global random state as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -127,7 +127,7 @@ def new_model(recipe: DemoRecipe, end_of_document: int) -> Any:  # noqa: ANN401
         eos_token_id=end_of_document,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         model = LlamaForCausalLM(config)
     # The embeddings are the head too: larger ones make the first few hundred steps count.
     with torch.no_grad():
