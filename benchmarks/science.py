@@ -13,7 +13,8 @@ Each stage needs the ones above it and resumes where it was. The base is trained
 library without its tests. Arms go on with those tests, a kind of text that the base never saw, or
 with ``--domain library`` on the same text. Learning rates are chosen for each on a seed and on
 held-out files that the later stages do not use. Two arms run at once (``--jobs``). ``--seed`` makes
-another base, in another folder, for which ``--arms`` names fewer of them.
+another base, in another folder, for which ``--arms`` names fewer of them. ``--size large``, for a
+GPU, is a base of 60M that is trained on a quarter of the Python packages installed beside this one.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import json
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -51,17 +52,52 @@ from science_arms import (
     changed,
 )
 
-RECIPE: DemoRecipe = FULL.model_copy(
+
+class Size(NamedTuple):
+    """A scale of the study."""
+
+    recipe: DemoRecipe
+    """Its texts, its base and what every arm gets."""
+    library: str
+    """Which of Python's folders the base's text lies in."""
+    rates: tuple[float, ...]
+    """Learning rates that are tried at first."""
+    rates_of_everything: tuple[float, ...]
+    """The same, of arms that train everything."""
+
+
+SMALL = FULL.model_copy(
     update={
+        "held_out_share": 0.08,
         "blocks": BLOCKS,
         "hidden": 128,
         "ffn": 352,
         "base": Budget(steps=5000, sequences=4, learning_rate=2e-3),
+        "continued": Budget(steps=120, sequences=4, learning_rate=1e-3),
+        "scored_tokens": 16_384,
     }
 )
-LENGTH, STEPS, SEQUENCES, SCORED = RECIPE.sequence_length, 120, 4, 16_384
-RATES, RATES_OF_EVERYTHING = (1e-3, 2e-3, 4e-3, 8e-3), (1e-4, 2e-4, 4e-4, 8e-4)
-"""Learning rates that are tried at first: of new blocks, and where everything trains."""
+LARGE = SMALL.model_copy(
+    update={
+        "file_share": 0.25,
+        "held_out_share": 0.025,
+        "vocabulary": 8192,
+        "sequence_length": 512,
+        "blocks": 12,
+        "hidden": 640,
+        "ffn": 1728,
+        "heads": 10,
+        "key_value_heads": 5,
+        "new_layers": 6,
+        "base": Budget(steps=1600, sequences=64, learning_rate=1e-3),
+        "continued": Budget(steps=120, sequences=16, learning_rate=1e-3),
+        "scored_tokens": 65_536,
+    }
+)
+SIZES = {
+    "small": Size(SMALL, "stdlib", (1e-3, 2e-3, 4e-3, 8e-3), (1e-4, 2e-4, 4e-4, 8e-4)),
+    "large": Size(LARGE, "purelib", (5e-4, 1e-3, 2e-3, 4e-3), (1e-4, 2e-4, 4e-4, 8e-4)),
+}
 SEEDS, CHOOSING_SEED, ORDER_SEED = (0, 1, 2, 3, 4), 100, 1000
 """Of the arms, of learning rates' choice, and of the order in which the first base reads."""
 FOUND = ("methods", "extras", "where", "gaps")
@@ -71,9 +107,12 @@ FOUND = ("methods", "extras", "where", "gaps")
 class Files:
     """What is asked for, and where it lies."""
 
-    def __init__(self, folder: Path, domain: str, seed: int, arms: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, domain: str, size: Size, seed: int, arms: Sequence[str]
+    ) -> None:
         """Name the files below a folder; the seed is the base's, no arms are all of them."""
-        self.folder, self.domain, self.seed, self.arms = folder, domain, seed, arms
+        self.folder, self.domain, self.size = folder, domain, size
+        self.recipe, self.seed, self.arms = size.recipe, seed, arms
         self.base = folder / "base" / "model"
         self.untrained = folder / "untrained"
         self.calibration = folder / "calibration.txt"
@@ -88,13 +127,18 @@ class Files:
         return self.folder / f"{domain}-{part}.jsonl"
 
 
-def make_base(files: Files, jobs: int) -> None:
-    """Write the texts, train the tokenizer and the base."""
+def write_texts(files: Files, jobs: int) -> None:
+    """Write the texts, unless they are there."""
+    if files.calibration.exists():
+        return
     files.folder.mkdir(parents=True, exist_ok=True)
-    root = Path(sysconfig.get_paths()["stdlib"])
+    recipe, folders = files.recipe, sysconfig.get_paths()
+    tests = Path(folders["stdlib"]) / "test"
     corpora = {
-        "library": read_corpus(1.0, 0.08, root),
-        "tests": read_corpus(0.6, 0.08, root / "test"),
+        "library": read_corpus(
+            recipe.file_share, recipe.held_out_share, folders[files.size.library]
+        ),
+        "tests": read_corpus(0.6, 0.08, tests),
     }
     for domain, corpus in corpora.items():
         for part, texts in {
@@ -104,21 +148,30 @@ def make_base(files: Files, jobs: int) -> None:
         }.items():
             lines = (json.dumps({"text": text}) + "\n" for text in texts)
             files.text(domain, part).write_text("".join(lines), encoding="utf-8")
-    library = corpora["library"].training
-    files.calibration.write_text("\n".join(library[::40]), encoding="utf-8")
+    few = corpora["library"].training[::40]
+    files.calibration.write_text("\n".join(few), encoding="utf-8")
+
+
+def make_base(files: Files, jobs: int) -> None:
+    """Train the tokenizer and the base."""
+    write_texts(files, jobs)
     if not files.untrained.exists():
-        tokenizer = train_tokenizer(library, RECIPE.vocabulary)
+        texts = files.text("library", "training").read_text(encoding="utf-8").splitlines()
+        # A tenth of the large text has all the words that matter.
+        documents = [json.loads(line)["text"] for line in texts[:: 1 + len(texts) // 2000]]
+        tokenizer = train_tokenizer(tuple(documents), files.recipe.vocabulary)
         end = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
-        new_model(RECIPE, end, files.seed).save_pretrained(files.untrained)
+        new_model(files.recipe, end, files.seed).save_pretrained(files.untrained)
         tokenizer.save_pretrained(files.untrained)
+    length, budget = files.recipe.sequence_length, files.recipe.base
     recipe = Recipe.model_validate(
         {
             "model": str(files.untrained),
-            "data": {"path": str(files.text("library", "training")), "sequence_length": LENGTH},
+            "data": {"path": str(files.text("library", "training")), "sequence_length": length},
             "training": {
-                "max_steps": RECIPE.base.steps,
-                "batch_size": RECIPE.base.sequences,
-                "learning_rate": RECIPE.base.learning_rate,
+                "max_steps": budget.steps,
+                "batch_size": budget.sequences,
+                "learning_rate": budget.learning_rate,
                 "trains": "everything",
                 "report_to": "none",
             },
@@ -157,21 +210,29 @@ def run_study(
 ) -> list[ArmRecord]:
     """Run one study and return its records."""
     texts = [files.text(domain, part) for domain in domains]
+    length, budget = files.recipe.sequence_length, files.recipe.continued
     study = Study.model_validate(
         {
             "title": f"Which alignment learns best? {name} on {files.domain}",
             "base": str(files.base),
             "arms": arms,
-            "new_layers": 4,
+            "new_layers": files.recipe.new_layers,
             "seeds": list(seeds),
-            "data": {"path": str(files.text(files.domain, "training")), "sequence_length": LENGTH},
+            "data": {
+                "path": str(files.text(files.domain, "training")),
+                "sequence_length": length,
+                "cache": str(files.folder / "tokens"),
+            },
             "training": {
-                "max_steps": STEPS,
-                "batch_size": SEQUENCES,
-                "learning_rate": 1e-3,
+                "max_steps": budget.steps,
+                "batch_size": budget.sequences,
+                "learning_rate": budget.learning_rate,
                 "report_to": "none",
             },
-            "evaluation": {"perplexity": [str(text) for text in texts], "max_tokens": SCORED},
+            "evaluation": {
+                "perplexity": [str(text) for text in texts],
+                "max_tokens": files.recipe.scored_tokens,
+            },
             "alignment": False,
             "output": str(files.study(name)),
         }
@@ -187,7 +248,9 @@ def try_rates(files: Files, name: str, ways: Mapping[str, Way], jobs: int) -> No
     Where the best one is the lowest or the highest that was tried, a further one is tried.
     """
     tried = {
-        label: list(RATES_OF_EVERYTHING if way.method in (BASE, "solar") else RATES)
+        label: list(
+            files.size.rates_of_everything if way.method in (BASE, "solar") else files.size.rates
+        )
         for label, way in ways.items()
     }
     while True:
@@ -202,7 +265,7 @@ def try_rates(files: Files, name: str, ways: Mapping[str, Way], jobs: int) -> No
         found: dict[str, dict[float, float]] = {}
         for record in records:
             label, asked, rate = record.arm.rpartition(" at ")
-            if asked:  # not the un-grown base, which every study has
+            if asked and label in tried:  # every study has the un-grown base, and what was before
                 found.setdefault(label, {})[float(rate)] = tables.loss(record.after, files.domain)
         further = {label: beyond(losses) for label, losses in found.items()}
         if not any(further.values()):
@@ -303,7 +366,9 @@ def measure_start(files: Files, jobs: int) -> None:
             out = files.folder / "grown"
             how = {"placement": "top", "options": one["options"], "overwrite": True}
             deepen.grow(files.base, out, method=one["method"], **how)
-            record = deepen.verify(files.base, out, sequences=16, length=LENGTH)
+            record = deepen.verify(
+                files.base, out, sequences=16, length=files.recipe.sequence_length
+            )
             cells.append(f"{record.kl_nats_per_token:.4f}")
         print(f"| {label.removesuffix(', zeroed')} | {' | '.join(cells)} |", flush=True)
 
@@ -337,6 +402,7 @@ def renamed(record: ArmRecord, variant: str) -> ArmRecord:
 
 
 STAGES = {
+    "texts": write_texts,
     "base": make_base,
     "start": measure_start,
     "rates": choose_rates,
@@ -354,11 +420,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--domain", choices=("tests", "library"), default="tests")
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the base")
     parser.add_argument("--jobs", type=int, default=2, help="arms at once")
     parser.add_argument("--seed", type=int, default=0, help="of the base's weights and order")
     parser.add_argument("--arms", choices=METHODS | EXTRAS, nargs="+", default=(), metavar="ARM")
     asked = parser.parse_args()
-    files = Files(asked.folder, asked.domain, asked.seed, asked.arms)
+    files = Files(asked.folder, asked.domain, SIZES[asked.size], asked.seed, asked.arms)
     STAGES[asked.stage](files, asked.jobs)
 
 

@@ -1,10 +1,13 @@
 """The recipe in the engines' words: batches divide, and learning rates take their course."""
 
+from dataclasses import make_dataclass
+from pathlib import Path
+
 import pytest
 
 from deepen.errors import DeepenError
 from deepen.training import train
-from deepen.training.arguments import micro_batches
+from deepen.training.arguments import arguments, micro_batches
 from deepen.training.recipe import TrainingConfig
 from runs import Make
 
@@ -25,6 +28,15 @@ def test_what_does_not_divide_is_told(batch: int, micro: int | None, processes: 
     training = TrainingConfig(batch_size=batch, micro_batch_size=micro)
     with pytest.raises(DeepenError, match=f"batch_size={batch} is not a multiple"):
         micro_batches(training, processes)
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_recomputation_is_off_whatever_transformers_calls_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = make_dataclass("TrainingArguments", [(name, bool)])
+    monkeypatch.setattr("transformers.TrainingArguments", known)
+    assert arguments(TrainingConfig(), "sft", 10, 0, tmp_path)[name] is False
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])

@@ -1,6 +1,9 @@
 """Sinkhorn: both solvers against slow references, against each other and at the extremes."""
 
 import math
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -193,3 +196,21 @@ def test_marginal_error_is_the_larger_of_rows_and_columns():
     assert sinkhorn.marginal_error(plan) == pytest.approx(0.5)
     assert sinkhorn.marginal_error(plan.T) == pytest.approx(0.5)
     assert sinkhorn.marginal_error(torch.full((3, 4), 1 / 12)) == pytest.approx(0.0, abs=1e-6)
+
+
+_ALONE = """
+import os, sys, torch
+from deepen.transport import sinkhorn
+before = dict(os.environ)
+sinkhorn.pot(torch.eye(3), 0.1, 10)
+assert dict(os.environ) == before
+assert not {"jax", "tensorflow", "cupy"} & set(sys.modules)
+"""
+
+
+def test_pot_loads_no_other_framework(tmp_path):
+    for name in ("jax", "tensorflow", "cupy"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('loaded')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", _ALONE], env=environment, check=True)

@@ -1,6 +1,7 @@
 """The recipe in the words of transformers' TrainingArguments."""
 
 import math
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def arguments(
         "seed": seed,
         "use_cpu": not cuda,
         "bf16": precision_of(training) == "bfloat16",
-        "activation_checkpointing": False,
+        _checkpointing(): False,  # TRL turns it on
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
         "report_to": _trackers(training),
@@ -63,6 +64,14 @@ def arguments(
             **dict.fromkeys(("cross_entropy", "rope", "rms_norm", "swiglu"), False),
         },
     }
+
+
+def _checkpointing() -> str:
+    """Name the argument that recomputes activations; transformers renamed it after 5.17."""
+    from transformers import TrainingArguments
+
+    known = {field.name for field in fields(TrainingArguments)}
+    return f"{'activation' if 'activation_checkpointing' in known else 'gradient'}_checkpointing"
 
 
 def micro_batches(training: TrainingConfig, processes: int) -> tuple[int, int]:

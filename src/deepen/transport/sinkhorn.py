@@ -5,8 +5,10 @@ Two solvers give one kind of answer: ``pot`` is what the published OpT-DeUS code
 """
 
 import math
+import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +56,7 @@ def pot(cost: Tensor, reg: float, max_iterations: int) -> Transport:
         reg: Entropic regularisation, in the units of the cost.
         max_iterations: Upper limit.
     """
-    import ot
-
-    n, m = cost.shape
+    ot, (n, m) = _pot(), cost.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT warns of is told by the result
         plan, log = ot.sinkhorn(
@@ -71,6 +71,19 @@ def pot(cost: Tensor, reg: float, max_iterations: int) -> Transport:
     errors = log["err"]
     converged = bool(errors) and float(errors[-1]) < 1e-9
     return Transport(plan, log["niter"] + 1, marginal_error(plan), converged)
+
+
+def _pot() -> Any:  # noqa: ANN401 (POT has no types)
+    """Import POT with no framework beside torch; JAX would take most of a GPU's memory at once."""
+    others = [f"POT_BACKEND_DISABLE_{name}" for name in ("JAX", "TENSORFLOW", "CUPY")]
+    ours = [name for name in others if name not in os.environ]
+    os.environ.update(dict.fromkeys(ours, "1"))
+    try:
+        import ot
+    finally:
+        for name in ours:  # only the import reads them
+            del os.environ[name]
+    return ot
 
 
 def stabilised(cost: Tensor, reg: float, max_iterations: int, tolerance: float = 1e-3) -> Transport:
