@@ -148,8 +148,8 @@ def write_texts(files: Files, jobs: int) -> None:
         }.items():
             lines = (json.dumps({"text": text}) + "\n" for text in texts)
             files.text(domain, part).write_text("".join(lines), encoding="utf-8")
-    few = corpora["library"].training[::40]
-    files.calibration.write_text("\n".join(few), encoding="utf-8")
+    library = corpora["library"].training
+    files.calibration.write_text("\n".join(library[::40]), encoding="utf-8")
 
 
 def make_base(files: Files, jobs: int) -> None:
@@ -157,7 +157,7 @@ def make_base(files: Files, jobs: int) -> None:
     write_texts(files, jobs)
     if not files.untrained.exists():
         texts = files.text("library", "training").read_text(encoding="utf-8").splitlines()
-        # A tenth of the large text has all the words that matter.
+        # Some 2000 documents have all the words that matter.
         documents = [json.loads(line)["text"] for line in texts[:: 1 + len(texts) // 2000]]
         tokenizer = train_tokenizer(tuple(documents), files.recipe.vocabulary)
         end = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
