@@ -14,7 +14,7 @@ library without its tests. Arms go on with those tests, a kind of text that the 
 with ``--domain library`` on the same text. Learning rates are chosen for each on a seed and on
 held-out files that the later stages do not use. Two arms run at once (``--jobs``). ``--seed`` makes
 another base, in another folder, for which ``--arms`` names fewer of them. ``--size large``, for a
-GPU, is a base of 60M that is trained on a quarter of the Python packages installed beside this one.
+GPU, is a base of 60M that is trained on the Python packages installed beside this one.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import json
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -79,8 +80,8 @@ SMALL = FULL.model_copy(
 )
 LARGE = SMALL.model_copy(
     update={
-        "file_share": 0.25,
-        "held_out_share": 0.025,
+        "file_share": 1.0,
+        "held_out_share": 0.006,
         "vocabulary": 8192,
         "sequence_length": 512,
         "blocks": 12,
@@ -100,6 +101,8 @@ SIZES = {
 }
 SEEDS, CHOOSING_SEED, ORDER_SEED = (0, 1, 2, 3, 4), 100, 1000
 """Of the arms, of learning rates' choice, and of the order in which the first base reads."""
+LAST_STEPS = 300
+"""Of the base, whose mean loss is printed; that of one step is noise."""
 FOUND = ("methods", "extras", "where", "gaps")
 """Studies whose records are printed."""
 
@@ -127,17 +130,13 @@ class Files:
         return self.folder / f"{domain}-{part}.jsonl"
 
 
-def write_texts(files: Files, jobs: int) -> None:
-    """Write the texts, unless they are there."""
-    if files.calibration.exists():
-        return
+def make_base(files: Files, jobs: int) -> None:
+    """Write the texts, train the tokenizer and the base."""
     files.folder.mkdir(parents=True, exist_ok=True)
     recipe, folders = files.recipe, sysconfig.get_paths()
-    tests = Path(folders["stdlib"]) / "test"
+    root, tests = folders[files.size.library], Path(folders["stdlib"]) / "test"
     corpora = {
-        "library": read_corpus(
-            recipe.file_share, recipe.held_out_share, folders[files.size.library]
-        ),
+        "library": read_corpus(recipe.file_share, recipe.held_out_share, root),
         "tests": read_corpus(0.6, 0.08, tests),
     }
     for domain, corpus in corpora.items():
@@ -150,21 +149,14 @@ def write_texts(files: Files, jobs: int) -> None:
             files.text(domain, part).write_text("".join(lines), encoding="utf-8")
     library = corpora["library"].training
     files.calibration.write_text("\n".join(library[::40]), encoding="utf-8")
-
-
-def make_base(files: Files, jobs: int) -> None:
-    """Train the tokenizer and the base."""
-    write_texts(files, jobs)
     if not files.untrained.exists():
-        texts = files.text("library", "training").read_text(encoding="utf-8").splitlines()
         # Some 2000 documents have all the words that matter.
-        documents = [json.loads(line)["text"] for line in texts[:: 1 + len(texts) // 2000]]
-        tokenizer = train_tokenizer(tuple(documents), files.recipe.vocabulary)
+        tokenizer = train_tokenizer(library[:: 1 + len(library) // 2000], recipe.vocabulary)
         end = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
-        new_model(files.recipe, end, files.seed).save_pretrained(files.untrained)
+        new_model(recipe, end, files.seed).save_pretrained(files.untrained)
         tokenizer.save_pretrained(files.untrained)
-    length, budget = files.recipe.sequence_length, files.recipe.base
-    recipe = Recipe.model_validate(
+    length, budget = recipe.sequence_length, recipe.base
+    asked = Recipe.model_validate(
         {
             "model": str(files.untrained),
             "data": {"path": str(files.text("library", "training")), "sequence_length": length},
@@ -180,9 +172,11 @@ def make_base(files: Files, jobs: int) -> None:
         }
     )
     with printing.progress_bar() as progress:
-        record = train(recipe, "cpt", progress=progress)
+        record = train(asked, "cpt", progress=progress)
     print(f"base: {record.parameters:,} parameters, {record.tokens:,} tokens, ", end="")
-    print(f"{record.wall_seconds:.0f} s, loss {record.curve[-1].loss_nats_per_token:.3f}")
+    last = [point for point in record.curve if point.step > budget.steps - LAST_STEPS]
+    loss = fmean(point.loss_nats_per_token for point in last)
+    print(f"{record.wall_seconds:.0f} s, loss in the last {LAST_STEPS} steps {loss:.3f}")
 
 
 def arm(files: Files, label: str, way: Way, **more: object) -> dict[str, Any]:
@@ -402,7 +396,6 @@ def renamed(record: ArmRecord, variant: str) -> ArmRecord:
 
 
 STAGES = {
-    "texts": write_texts,
     "base": make_base,
     "start": measure_start,
     "rates": choose_rates,

@@ -70,6 +70,7 @@ PAIRS = (
     ("structured, norms", "random, zeroed"),
     *((f"{label}, norms", label) for label in FUSED),
     ("mean, zeroed", "mean"),
+    ("mean, zeroed, norms", "mean, norms"),
     ("LESA, zeroed", "LESA"),
     ("mean, zeroed", "random, zeroed"),
     ("published", "random, zeroed"),

@@ -48,6 +48,11 @@ def difference(records: Sequence[ArmRecord], arm: str, other: str, measure: Meas
     pairs = [1000 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
     if arm == other or not pairs:
         return "–"
+    return told(pairs)
+
+
+def told(pairs: Sequence[float]) -> str:
+    """Write the mean of paired differences with its 95 % interval, bold if that has no zero."""
     middle, low, high = interval(pairs)
     if low is None or high is None:
         return f"{middle:+.1f}".replace("-", "−")

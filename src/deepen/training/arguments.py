@@ -70,8 +70,8 @@ def _checkpointing() -> str:
     """Name the argument that recomputes activations; transformers renamed it after 5.17."""
     from transformers import TrainingArguments
 
-    known = {field.name for field in fields(TrainingArguments)}
-    return f"{'activation' if 'activation_checkpointing' in known else 'gradient'}_checkpointing"
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    return new if new in {field.name for field in fields(TrainingArguments)} else old
 
 
 def micro_batches(training: TrainingConfig, processes: int) -> tuple[int, int]:

@@ -56,7 +56,8 @@ def pot(cost: Tensor, reg: float, max_iterations: int) -> Transport:
         reg: Entropic regularisation, in the units of the cost.
         max_iterations: Upper limit.
     """
-    ot, (n, m) = _pot(), cost.shape
+    ot = _pot()
+    n, m = cost.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what POT warns of is told by the result
         plan, log = ot.sinkhorn(
