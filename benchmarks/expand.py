@@ -55,7 +55,8 @@ def grow(folder: Path, new_layers: int, *, method: str, **options: str) -> Calla
     """Prepare to grow the base by a method of deepen."""
     from transformers import CONFIG_MAPPING
 
-    from deepen import growth, methods
+    from deepen import methods
+    from deepen.growth import grow as growth
 
     methods.get(method)
     _ = CONFIG_MAPPING["llama"]
@@ -94,7 +95,7 @@ SLOW = ("released script", "opt-deus published")
 
 def measure(folder: Path, job: str, new_layers: int) -> dict[str, float]:
     """Run one job in this process and say what it took."""
-    from deepen.records import peak_resident_bytes
+    from deepen.common.system import peak_resident_bytes
 
     run = JOBS[job](folder, new_layers)
     libraries = peak_resident_bytes()
@@ -110,7 +111,7 @@ def measure(folder: Path, job: str, new_layers: int) -> dict[str, float]:
 
 def set_up(folder: Path, like: str, new_layers: int | None) -> dict[str, float]:
     """Write the checkpoint and a file as large as the grown weights; say how large that is."""
-    from deepen.growth import preview
+    from deepen.growth.preview import preview
     from random_checkpoint import LIKE, write_random_checkpoint
 
     write_random_checkpoint(folder / "base", like)

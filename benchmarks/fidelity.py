@@ -20,10 +20,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepen.anatomy import BlockAnatomy
-from deepen.base import Base, open_base
-from deepen.methods.base import Request
+from deepen.base.anatomy import BlockAnatomy
+from deepen.base.model import Model, open_model
 from deepen.methods.opt_deus import METHOD, Options
+from deepen.planning.placement import PlacementRequest
 from deepen.transport import cost, sinkhorn
 
 ALIGNED = ("query", "key", "value", "gate", "up")
@@ -119,7 +119,7 @@ def matches(
     return found
 
 
-def measure(base: Base, below_index: int, above_index: int) -> Iterator[tuple[str, Measured]]:
+def measure(base: Model, below_index: int, above_index: int) -> Iterator[tuple[str, Measured]]:
     """Fuse two blocks both ways; yield role and measurements of every tensor that is aligned."""
     device, anatomy = torch.device("cpu"), base.anatomy.blocks[0]
     below, above = base.block(below_index, device), base.block(above_index, device)
@@ -149,14 +149,14 @@ def measure(base: Base, below_index: int, above_index: int) -> Iterator[tuple[st
         )
 
 
-def measure_gaps(base: Base) -> tuple[dict[str, list[Measured]], Counter[str]]:
+def measure_gaps(base: Model) -> tuple[dict[str, list[Measured]], Counter[str]]:
     """Measure the gaps that OpT-DeUS grows in.
 
     Returns:
         Role → one measurement per gap, and what the solvers warned of, counted.
     """
     found: dict[str, list[Measured]] = defaultdict(list)
-    inserts = METHOD.place(Request(base.depth)).inserts
+    inserts = METHOD.place(PlacementRequest(base.depth)).inserts
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", sinkhorn.TransportWarning)
         for insert in track(inserts, "fusing both ways", transient=True):
@@ -183,7 +183,7 @@ def main() -> None:
     """Print the medians over the gaps that OpT-DeUS grows in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="checkpoint folder or hub id")
-    base = open_base(parser.parse_args().base)
+    base = open_model(parser.parse_args().base)
     found, warned = measure_gaps(base)
     console, gaps = Console(), len(next(iter(found.values())))
     console.print(f"{base.source.name}: medians over {gaps} gaps, A below and B above")

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.checkpoint import DTYPES, TensorInfo
-from deepen.write import ShardWriter
+from deepen.base.checkpoint import DTYPES, TensorInfo
+from deepen.growth.write import ShardWriter
 
 STD = 0.02
 

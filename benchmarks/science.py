@@ -29,14 +29,14 @@ from rich.console import Console
 
 import deepen
 import science_tables as tables
-from deepen import printing
-from deepen.comparison.aggregate import BASE
 from deepen.comparison.run import compare, read_records
+from deepen.comparison.statistics import BASE
 from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import END_OF_DOCUMENT, new_model, train_tokenizer
 from deepen.demo.recipe import FULL, Budget, DemoRecipe
-from deepen.results import ArmRecord
+from deepen.records.study import ArmRecord
+from deepen.report import terminal as printing
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
 from science_arms import (

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from deepen.comparison.aggregate import interval, of_arm
-from deepen.results import ArmRecord, EvalRecord
+from deepen.comparison.statistics import interval, of_arm
+from deepen.records.evaluation import EvalRecord
+from deepen.records.study import ArmRecord
 
 Measure = Callable[[ArmRecord], float]
 

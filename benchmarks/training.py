@@ -39,11 +39,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deepen.anatomy import FAMILIES
-from deepen.base import Base, as_base
-from deepen.checkpoint import ModuleSource
-from deepen.training.checkpointing import checkpoint_blocks
-from deepen.training.estimate import Estimate, placements
+from deepen.base.anatomy import FAMILIES
+from deepen.base.checkpoint import ModuleSource
+from deepen.base.model import Model, as_model
+from deepen.planning.cost import placements
+from deepen.records.cost import Estimate
+from deepen.training.engine.checkpointing import checkpoint_blocks
 from deepen.training.freeze import Trains, freeze
 
 PEAK_STEPS = 2
@@ -161,10 +162,10 @@ class Run:
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def base_of(like: Like) -> Base:
+def base_of(like: Like) -> Model:
     """Return the base that the rows grow, with random weights."""
     model = LlamaForCausalLM._from_config(LlamaConfig(**like.config), dtype=torch.float32)
-    return as_base(ModuleSource(model, model.config.to_dict()))
+    return as_model(ModuleSource(model, model.config.to_dict()))
 
 
 def memory(field: str) -> int:

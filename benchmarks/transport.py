@@ -216,7 +216,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     """Make the blocks and run one job in this process."""
     from importlib import import_module
 
-    from deepen.records import peak_resident_bytes
+    from deepen.common.system import peak_resident_bytes
 
     for name in ("scipy.optimize", "ot"):
         import_module(name)

@@ -33,10 +33,10 @@ import deepen  # noqa: E402
 import shrink  # noqa: E402
 from cases import CASES  # noqa: E402
 from deepen import methods  # noqa: E402
-from deepen.anatomy import FAMILIES, REFUSED  # noqa: E402
-from deepen.errors import DeepenError  # noqa: E402
-from deepen.growth import preview  # noqa: E402
-from deepen.quiet import quiet_transformers  # noqa: E402
+from deepen.base.anatomy import FAMILIES, REFUSED  # noqa: E402
+from deepen.common.errors import DeepenError  # noqa: E402
+from deepen.common.quiet import quiet_transformers  # noqa: E402
+from deepen.growth.preview import preview  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 BEGIN, END = "<!-- survey: begin -->", "<!-- survey: end -->"

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 PATIENCE_SECONDS = 30.0
 

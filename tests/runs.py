@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deepen.results import TrainRecord
+from deepen.records.training import TrainRecord
 from deepen.training import train
 from deepen.training.recipe import Recipe
 

@@ -6,22 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepen.comparison.aggregate import BASE, paired_differences
-from deepen.plans import insert_after
-from deepen.records import BaseIdentity, GrowRecord, Step
-from deepen.results import (
-    AlignmentRecord,
-    ArmRecord,
-    BlockAlignment,
-    EvalRecord,
-    LossPoint,
-    PartAlignment,
-    StepTime,
-    StudySummary,
-    TaskScore,
-    TextScore,
-    TrainRecord,
-)
+from deepen.comparison.statistics import BASE, paired_differences
+from deepen.planning.plan import insert_after
+from deepen.records.alignment import AlignmentRecord, BlockAlignment, PartAlignment
+from deepen.records.evaluation import EvalRecord, TaskScore, TextScore
+from deepen.records.growth import BaseIdentity, GrowRecord, Step
+from deepen.records.study import ArmRecord, StudySummary
+from deepen.records.training import LossPoint, StepTime, TrainRecord
 
 VERSIONS = {"deepen": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}
 ARMS = [

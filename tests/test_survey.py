@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deepen import methods
-from deepen.anatomy import FAMILIES, REFUSED
+from deepen.base.anatomy import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")

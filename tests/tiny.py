@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from deepen.passage import PASSAGE
+from deepen.base.text import PASSAGE
 
 VOCABULARY = 320
 SIZES = {

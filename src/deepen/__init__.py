@@ -8,26 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from deepen.common.errors import DeepenError as DeepenError
     from deepen.comparison import compare as compare
-    from deepen.errors import DeepenError as DeepenError
-    from deepen.evaluation import evaluate as evaluate
-    from deepen.growth import grow as grow
-    from deepen.growth import grow_model as grow_model
-    from deepen.inspection import inspect as inspect
-    from deepen.planning import plan as plan
+    from deepen.evaluation.evaluate import evaluate as evaluate
+    from deepen.growth.grow import grow as grow
+    from deepen.growth.grow import grow_model as grow_model
+    from deepen.growth.preview import plan as plan
     from deepen.training.run import train as train
-    from deepen.verification import verify as verify
+    from deepen.verification.inspect import inspect as inspect
+    from deepen.verification.verify import verify as verify
 
 _HOME = {
-    "DeepenError": "deepen.errors",
-    "grow": "deepen.growth",
-    "grow_model": "deepen.growth",
-    "plan": "deepen.planning",
-    "verify": "deepen.verification",
-    "inspect": "deepen.inspection",
+    "DeepenError": "deepen.common.errors",
+    "grow": "deepen.growth.grow",
+    "grow_model": "deepen.growth.grow",
+    "plan": "deepen.growth.preview",
+    "verify": "deepen.verification.verify",
+    "inspect": "deepen.verification.inspect",
     "train": "deepen.training.run",
-    "evaluate": "deepen.evaluation",
-    "compare": "deepen.comparison",
+    "evaluate": "deepen.evaluation.evaluate",
+    "compare": "deepen.comparison.run",
 }
 
 __all__ = [

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import tiny
+from deepen.base.text import PASSAGE
+from deepen.common.progress import silent
 from deepen.comparison.arms import _align, _grow, run_arm
 from deepen.comparison.study import Study
-from deepen.methods.base import silent
-from deepen.passage import PASSAGE
-from deepen.results import ArmRecord
+from deepen.records.study import ArmRecord
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import torch
 
 import studies
 import tiny
+from deepen.base.text import PASSAGE
+from deepen.common.errors import DeepenError
 from deepen.comparison import Study, compare
-from deepen.comparison.processes import Call, CallError
+from deepen.comparison.parallel.processes import Call, CallError
 from deepen.comparison.run import RECORDS, _in_order, _told_failure, read_records
 from deepen.comparison.study import Arm
-from deepen.errors import DeepenError
-from deepen.passage import PASSAGE
 
 # Kills itself, and nothing else, when an arm is recorded and as many more as there are jobs run.
 RUN = """

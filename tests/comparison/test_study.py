@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from deepen import methods
+from deepen.common.errors import DeepenError
 from deepen.comparison.study import Study, checked, difference, load_study
-from deepen.errors import DeepenError
 
 SMALLEST = """
 base: ./base

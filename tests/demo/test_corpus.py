@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from deepen.common.errors import DeepenError
 from deepen.demo.corpus import read_corpus
-from deepen.errors import DeepenError
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import yaml
 from transformers import AutoTokenizer
 
 import tiny
-from deepen.errors import DeepenError
-from deepen.evaluation import evaluate, harness
-from deepen.growth import grow
-from deepen.passage import PASSAGE
+from deepen.base.text import PASSAGE
+from deepen.common.errors import DeepenError
+from deepen.evaluation import harness
+from deepen.evaluation.evaluate import evaluate
+from deepen.growth.grow import grow
 
 SENTENCES = [" ".join(PASSAGE.split()[i : i + 9]) for i in range(0, 72, 6)]
 ROWS = [

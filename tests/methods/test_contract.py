@@ -1,47 +1,55 @@
 """What every method promises, held for the whole table and every family."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 import deepen
 import tiny
 from deepen import methods
-from deepen.base import open_base
-from deepen.checkpoint import as_bytes
-from deepen.growth import _growth
-from deepen.methods.base import FusedOptions, Request
+from deepen.base.checkpoint import as_bytes
+from deepen.base.model import open_model
+from deepen.growth.fuse import grown_tensors, logical_tensors
+from deepen.growth.preview import resolve
+from deepen.methods.options import FusedOptions
+from deepen.planning.placement import PlacementRequest
+from deepen.records.growth import GrowRequest
 
 CPU = torch.device("cpu")
 
 
 def one_block(method, base, seed=0, **options):
     """Make the first new block of a method's default plan in float32, with its parents."""
-    options = method.options(**options)
-    inserts = method.place(Request(base.depth)).inserts
-    insert = inserts[0]
-    state = method.prepare and method.prepare(options, base, inserts, seed, CPU, lambda *_: None)
-    below, above = (
-        {k: v.clone() for k, v in base.block(i, CPU).items()} for i in (insert.below, insert.above)
-    )
-    before = {
-        k: v.clone()
-        for k, v in {
-            **{"b." + k: v for k, v in below.items()},
-            **{"a." + k: v for k, v in above.items()},
-        }.items()
-    }
-    anatomy = base.anatomy.blocks[insert.nearest]
-    made = dict(method.fuse(options, below, above, anatomy, insert, state))
-    after = {**{"b." + k: v for k, v in below.items()}, **{"a." + k: v for k, v in above.items()}}
-    assert all(torch.equal(as_bytes(before[k]), as_bytes(after[k])) for k in before), (
-        "inputs changed"
-    )
-    return made, below
+    request = GrowRequest(method=method.name, seed=seed, options=options, device="cpu")
+    growth = resolve(base, request)
+    insert = growth.plan.inserts[0]
+    with parents_unchanged(base, insert):
+        made = dict(logical_tensors(growth, insert))
+    return made, dict(base.block(insert.below, CPU))
+
+
+@contextmanager
+def parents_unchanged(base, insert):
+    """Hand a method parents in memory, and insist that it leaves them alone."""
+    parents = {i: dict(base.block(i, CPU)) for i in insert.parents}
+    before = {i: {k: v.clone() for k, v in parent.items()} for i, parent in parents.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(base),
+            "block",
+            lambda self, i, device: (
+                parents.get(i) or LazyBlock(self.source, self.anatomy, i, device)
+            ),
+        )
+        yield
+    for i, parent in parents.items():
+        assert all(torch.equal(as_bytes(before[i][k]), as_bytes(parent[k])) for k in parent)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_fuse(name, any_family):
-    method, base = methods.get(name), open_base(any_family)
+    method, base = methods.get(name), open_model(any_family)
     made, below = one_block(method, base)
     again, _ = one_block(method, base)
     assert made.keys() == below.keys()
@@ -62,7 +70,7 @@ HIDDEN = ("query", "key", "value", "gate", "up")
 
 @pytest.mark.parametrize("name", FUSED)
 def test_output_scale_goes_from_silence_to_the_method_s_own_block(name, llama):
-    method, base = methods.get(name), open_base(llama)
+    method, base = methods.get(name), open_model(llama)
     none, half, whole = (one_block(method, base, output_scale=s)[0] for s in (0, 0.5, 1))
     for suffix, spec in base.anatomy.blocks[0].block.items():
         if spec.writes_residual:
@@ -71,15 +79,13 @@ def test_output_scale_goes_from_silence_to_the_method_s_own_block(name, llama):
             assert torch.allclose(half[suffix].float(), whole[suffix].float() / 2)
         else:
             assert torch.equal(none[suffix], whole[suffix])
-    assert [method.keeps_function(method.options(output_scale=s)) for s in (0, 0.5)] == [
-        True,
-        False,
-    ]
+    assert method.options(output_scale=0).preserves_function
+    assert not method.options(output_scale=0.5).preserves_function
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_feature_scale_acts_on_what_the_outputs_learn_from(name, llama):
-    method, base = methods.get(name), open_base(llama)
+    method, base = methods.get(name), open_model(llama)
     plain, _ = one_block(method, base)
     scaled, _ = one_block(method, base, feature_scale=1.5)
     for suffix, spec in base.anatomy.blocks[0].block.items():
@@ -91,7 +97,7 @@ ROW_BY_ROW = {"opt-deus": {"fidelity": "normalised"}}
 
 
 def test_structured_restores_the_norms_of_aligned_rows(llama):
-    method, base = methods.get("opt-deus"), open_base(llama)
+    method, base = methods.get("opt-deus"), open_model(llama)
     plain, restored = (one_block(method, base, restore_norms=on)[0] for on in (False, True))
     for suffix, spec in base.anatomy.blocks[0].block.items():
         if spec.role in HIDDEN and spec.is_weight:
@@ -102,9 +108,9 @@ def test_structured_restores_the_norms_of_aligned_rows(llama):
 
 @pytest.mark.parametrize("name", FUSED)
 def test_restored_norms_are_means_of_the_parents(name, llama):
-    method, base = methods.get(name), open_base(llama)
+    method, base = methods.get(name), open_model(llama)
     anatomy = base.anatomy.blocks[0]
-    insert = method.place(Request(base.depth)).inserts[0]
+    insert = method.place(PlacementRequest(base.depth)).inserts[0]
     options = ROW_BY_ROW.get(name, {})
     plain, _ = one_block(method, base, restore_norms=False, **options)
     restored, below = one_block(method, base, restore_norms=True, **options)
@@ -141,11 +147,9 @@ def test_the_function_is_kept_exactly_where_promised_and_moved_elsewhere(
 
 @pytest.mark.parametrize("name", methods.names())
 def test_nothing_global_is_touched(name, llama):
-    growth = _growth(open_base(llama), method=name)
+    growth = resolve(open_model(llama), GrowRequest(method=name))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    from deepen.fuse import grown_tensors
-
     list(grown_tensors(growth))
     assert torch.equal(before, torch.get_rng_state())
 

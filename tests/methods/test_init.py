@@ -7,7 +7,7 @@ import pytest
 
 import deepen
 from deepen import methods
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 DOCS = Path(__file__).parents[2] / "docs/methods.md"
 

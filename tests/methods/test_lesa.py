@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from deepen.anatomy import FAMILIES, dissect
+from deepen.base.anatomy import FAMILIES, dissect
 from deepen.methods import lesa
-from deepen.plans import Insert
+from deepen.planning.plan import Insert
 
 GENERATOR = torch.Generator().manual_seed(3)
 

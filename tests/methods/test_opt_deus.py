@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import oracles
-from deepen.anatomy import FAMILIES, BlockAnatomy, dissect
-from deepen.matching import Matcher
+from deepen.alignment.match import Matcher
+from deepen.base.anatomy import FAMILIES, BlockAnatomy, dissect
 from deepen.methods.opt_deus import METHOD, Options
-from deepen.plans import Insert
+from deepen.planning.plan import Insert
 from deepen.transport import sinkhorn
 
 HIDDEN_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 import studies
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.report import report
 
 

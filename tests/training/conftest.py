@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from deepen.growth import grow
-from deepen.passage import PASSAGE
+from deepen.base.text import PASSAGE
+from deepen.growth.grow import grow
 from deepen.training.recipe import Recipe
 from runs import Make
 

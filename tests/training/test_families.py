@@ -10,8 +10,8 @@ import deepen
 import shrink
 import tiny
 from cases import CASES
-from deepen.base import open_base
-from deepen.checkpoint import FolderSource, as_bytes
+from deepen.base.checkpoint import FolderSource, as_bytes
+from deepen.base.model import open_model
 from deepen.training import train
 from runs import Make, losses
 
@@ -40,7 +40,7 @@ def test_new_blocks_learn_and_frozen_ones_keep_their_bits(
     out = Path(asked.output) / "model"
     before, after = FolderSource(grown), FolderSource(out)
     assert before.infos == after.infos
-    family, new = open_base(grown).family, set(before.config["deepen"]["new_blocks"])
+    family, new = open_model(grown).family, set(before.config["deepen"]["new_blocks"])
     changed = set()
     for name in before.infos:
         place = family.split(name)

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 import tiny
-from deepen.base import open_base
-from deepen.errors import DeepenError
-from deepen.growth import grow
+from deepen.base.model import open_model
+from deepen.common.errors import DeepenError
+from deepen.growth.grow import grow
 from deepen.training.freeze import counts, freeze, trainable
 from deepen.training.recipe import TrainingConfig
 
 
 def chosen(folder: Path, **training: Any) -> set[str]:
     """Return the names of the parameters that a recipe would train."""
-    base = open_base(folder)
+    base = open_model(folder)
     config = TrainingConfig.model_validate(training)
     model = tiny.load(folder)
     freeze(model, trainable(base.source.config, base.depth, config, "m"), base.family)

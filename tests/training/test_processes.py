@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from deepen.results import TrainRecord
-from deepen.settings import write_yaml
+from deepen.common.settings import write_yaml
+from deepen.records.training import TrainRecord
 from deepen.training import train
 from runs import Make, losses
 

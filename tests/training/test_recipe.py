@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deepen.errors import DeepenError
-from deepen.settings import write_yaml
+from deepen.common.errors import DeepenError
+from deepen.common.settings import write_yaml
 from deepen.training.recipe import Recipe, load_recipe
 
 SMALLEST = """

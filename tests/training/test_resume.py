@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from deepen.settings import write_yaml
+from deepen.common.settings import write_yaml
 from deepen.training import train
 from runs import Interrupted, Make, interrupted, losses
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import tiny
-from deepen.errors import DeepenError
-from deepen.records import read_lineage
-from deepen.results import TrainRecord
+from deepen.common.errors import DeepenError
+from deepen.records.growth import read_lineage
+from deepen.records.training import TrainRecord
 from deepen.training import train
-from deepen.training.order import Order
+from deepen.training.data.order import Order
 from deepen.training.recipe import Recipe
 from runs import Make, losses
 
@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe: Make) -> None:
 def test_the_last_good_checkpoint_is_kept_and_named(
     recipe: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deepen.training.trainers import CptTrainer
+    from deepen.training.engine.trainers import CptTrainer
 
     original = CptTrainer.compute_loss
 

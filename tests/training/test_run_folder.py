@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.training.run_folder import RunFolder
 
 

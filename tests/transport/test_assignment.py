@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.transport.assignment import assign, best_share, choose_rows
 
 

@@ -8,14 +8,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import oracles
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.transport import cost, sinkhorn
-from deepen.transport.heads import (
-    Attention,
-    Rotary,
-    apply_attention,
-    match_attention,
-)
+from deepen.transport.heads import Attention, Rotary, apply_attention, match_attention
 from deepen.transport.neurons import Ffn, apply_ffn, match_ffn
 
 HIDDEN, HEAD_DIM, VALUE_DIM = 37, 6, 5

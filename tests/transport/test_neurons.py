@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import silu
 
 import oracles
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.transport.neurons import Ffn, apply_ffn, match_ffn
 
 N, HIDDEN = 37, 23

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from deepen.cli import growing, training
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -18,7 +18,7 @@ from deepen.cli.options import (
     Seed,
     Set,
 )
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 
 def _options(settings: list[str] | None) -> dict[str, object]:
@@ -59,7 +59,8 @@ def plan(
     """Show what grow would do and what training would cost; nothing is written."""
     from rich.console import Console
 
-    from deepen import planning, printing
+    from deepen.growth import preview as planning
+    from deepen.report import terminal as printing
 
     record = planning.plan(
         model,
@@ -105,7 +106,8 @@ def grow(
     """Grow a checkpoint into a deeper one."""
     from rich.console import Console
 
-    from deepen import growth, printing
+    from deepen.growth import grow as growth
+    from deepen.report import terminal as printing
 
     with printing.progress_bar() as progress:
         record = growth.grow(
@@ -144,7 +146,8 @@ def verify(
     """Prove that a grown checkpoint is what it claims; exit code 1 if it is not."""
     from rich.console import Console
 
-    from deepen import printing, verification
+    from deepen.report import terminal as printing
+    from deepen.verification import verify as verification
 
     with printing.progress_bar() as progress:
         record = verification.verify(
@@ -193,7 +196,8 @@ def inspect(
     """Show a checkpoint's blocks, their lineage, and what is new."""
     from rich.console import Console
 
-    from deepen import inspection, printing
+    from deepen.report import terminal as printing
+    from deepen.verification import inspect as inspection
 
     with printing.progress_bar() as progress:
         record = inspection.inspect(
@@ -215,7 +219,7 @@ def methods(as_json: Json = False) -> None:
     from rich.console import Console
 
     from deepen import methods as table
-    from deepen import printing
+    from deepen.report import terminal as printing
 
     known = [table.get(name) for name in table.names()]
     if as_json:

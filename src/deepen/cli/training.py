@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepen.cli.options import Device, Json, Model, Revision, Seed
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
     from deepen.training.recipe import Stage
@@ -47,7 +47,7 @@ def _train(
     """Train one recipe; only the first process of a launcher prints."""
     from rich.console import Console
 
-    from deepen import printing
+    from deepen.report import terminal as printing
     from deepen.training import load_recipe
     from deepen.training import train as run
     from deepen.training.processes import rank
@@ -96,8 +96,8 @@ def evaluate(
     """Measure loss on text files, and scores in tasks."""
     from rich.console import Console
 
-    from deepen import printing
-    from deepen.evaluation import evaluate as run
+    from deepen.evaluation.evaluate import evaluate as run
+    from deepen.report import terminal as printing
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and not perplexity:
@@ -135,9 +135,9 @@ def compare(
     """Compare methods on one budget; run again to resume at the arm that was interrupted."""
     from rich.console import Console
 
-    from deepen import printing
     from deepen.comparison import compare as run
     from deepen.comparison import load_study
+    from deepen.report import terminal as printing
 
     with printing.progress_bar() as progress:
         summary = run(load_study(study, overrides or []), jobs=jobs, progress=progress, tell=_tell)

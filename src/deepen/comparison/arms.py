@@ -2,18 +2,22 @@
 
 from pathlib import Path
 
-from deepen.alignment import align
-from deepen.comparison.aggregate import BASE
+from deepen.alignment.measure import align
+from deepen.common.errors import DeepenError
+from deepen.common.progress import Progress
+from deepen.comparison.statistics import BASE
 from deepen.comparison.study import Arm, EvaluationConfig, Study
-from deepen.errors import DeepenError
-from deepen.evaluation import evaluate
-from deepen.growth import grow
-from deepen.methods.base import Progress
-from deepen.records import GrowRecord
-from deepen.results import AlignmentRecord, ArmRecord, EvalRecord, TrainRecord, VerifyRecord
+from deepen.evaluation.evaluate import evaluate
+from deepen.growth.grow import grow
+from deepen.records.alignment import AlignmentRecord
+from deepen.records.evaluation import EvalRecord
+from deepen.records.growth import GrowRecord
+from deepen.records.study import ArmRecord
+from deepen.records.training import TrainRecord
+from deepen.records.verification import VerifyRecord
 from deepen.training.recipe import Stage
 from deepen.training.run import train
-from deepen.verification import verify
+from deepen.verification.verify import verify
 
 _GROWN, _ALIGNED = "grown.json", "alignment.json"
 

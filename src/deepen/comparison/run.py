@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deepen.comparison.aggregate import fine_tuned, paired_differences
-from deepen.comparison.processes import Call, CallError, run_apart
-from deepen.comparison.sharing import Environment, gpus, slots
+from deepen.common.errors import DeepenError
+from deepen.common.progress import Progress, silent
+from deepen.common.settings import read_yaml, write_yaml
+from deepen.common.system import versions
+from deepen.comparison.parallel.processes import Call, CallError, run_apart
+from deepen.comparison.parallel.sharing import Environment, gpus, slots
+from deepen.comparison.parallel.worker import run_arm_apart
+from deepen.comparison.statistics import fine_tuned, paired_differences
 from deepen.comparison.study import ARMS, Arm, Study, checked, difference
-from deepen.comparison.worker import run_arm_apart
-from deepen.errors import DeepenError
-from deepen.methods.base import Progress, silent
-from deepen.records import versions
-from deepen.results import ArmRecord, StudySummary
-from deepen.settings import read_yaml, write_yaml
+from deepen.records.study import ArmRecord, StudySummary
 
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from deepen import methods
-from deepen.comparison.aggregate import BASE
-from deepen.errors import DeepenError
-from deepen.methods.base import parse_options
-from deepen.settings import Settings, Tree, apply_overrides, read_yaml, validate
+from deepen.common.errors import DeepenError
+from deepen.common.settings import Settings, Tree, apply_overrides, read_yaml, validate
+from deepen.comparison.statistics import BASE
+from deepen.methods.options import parse_options
 from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 
 ARMS = "arms"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 # Installed packages, tests, generated tables and pages of documentation are not library code.
 _LEFT_OUT = frozenset(

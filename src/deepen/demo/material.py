@@ -7,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.common.errors import DeepenError
+from deepen.common.progress import Progress
 from deepen.demo import questions
 from deepen.demo.corpus import Corpus
 from deepen.demo.recipe import DemoRecipe
-from deepen.errors import DeepenError
-from deepen.methods.base import Progress
-from deepen.staging import staged
+from deepen.growth.staging import staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from deepen.records import Record
+from deepen.records.record import Record
 
 
 class Budget(Record):

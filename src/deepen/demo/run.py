@@ -6,16 +6,17 @@ from typing import Literal
 
 from rich.console import Console
 
-from deepen import printing
+from deepen.common.quiet import quiet_transformers
 from deepen.comparison.run import compare, read_records
 from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import Material, prepare
 from deepen.demo.questions import TASK
 from deepen.demo.recipe import FAST, FULL, TINY, Budget, DemoRecipe
-from deepen.quiet import quiet_transformers
+from deepen.records.study import ArmRecord
+from deepen.records.training import TrainRecord
 from deepen.report import report
-from deepen.results import ArmRecord, TrainRecord
+from deepen.report import terminal as printing
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
 

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, through its Python API.
 
-Task names are looked up in the user's folders, then in ``deepen/tasks``, then among the harness's
+Task names are looked up in the user's folders, then in ``tasks/`` here, then among the harness's
 own; these are some 14,000 files, and are read only if a name is not found before.
 """
 
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepen.errors import DeepenError, unknown
-from deepen.methods.base import Progress, silent
-from deepen.results import TaskScore
+from deepen.common.errors import DeepenError, unknown
+from deepen.common.progress import Progress, silent
+from deepen.records.evaluation import TaskScore
 
-FOLDER = Path(__file__).parent.parent / "tasks"
+FOLDER = Path(__file__).parent / "tasks"
 """Our own task files."""
 
 # A metric without a closed form for its standard error is resampled so often.

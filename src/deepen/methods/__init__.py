@@ -9,8 +9,8 @@ A package of your own adds a method through the entry point group ``deepen.metho
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from deepen.errors import unknown
-from deepen.methods.base import Method
+from deepen.common.errors import unknown
+from deepen.methods.method import Method
 
 _BUILT_IN = {
     "opt-deus": "deepen.methods.opt_deus",

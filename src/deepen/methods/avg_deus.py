@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pydantic import Field
 from torch import Tensor
 
-from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import BlendedOptions, Block, Method, between
-from deepen.methods.blending import blended, finished
-from deepen.plans import Insert
+from deepen.methods.mean import blended
+from deepen.methods.method import Gap, Method, between
+from deepen.methods.options import BlendedOptions
 
 
 class Options(BlendedOptions):
@@ -24,18 +23,10 @@ class Options(BlendedOptions):
     """What is kept of the output projections: `1` is the paper's, `0` keeps the base's function."""
 
 
-def fuse(
-    options: Options,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    insert: Insert,
-    state: None,
-) -> Iterator[tuple[str, Tensor]]:
+def fuse(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Interpolate every tensor, ``[out, in]`` → ``[out, in]``."""
-    for name, spec in anatomy.block.items():
-        fused = blended(options, spec, below[name], above[name], insert.t)
-        yield name, finished(options, spec, fused)
+    for name, spec in gap.tensors.items():
+        yield name, blended(options, spec, gap.below[name], gap.above[name], gap.t)
 
 
 METHOD = Method(

@@ -15,27 +15,20 @@ and 5; the defaults are the code's.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deepen.anatomy import BlockAnatomy
-from deepen.errors import DeepenError
-from deepen.methods.base import (
-    Block,
-    FusedOptions,
-    Method,
-    Progress,
-    Request,
-    between,
-)
-from deepen.methods.blending import finished, interpolate, restores, with_row_norms
-from deepen.plans import Insert, Plan
-
-if TYPE_CHECKING:
-    from deepen.base import Base
+from deepen.base.anatomy import Block, BlockAnatomy
+from deepen.common.errors import DeepenError
+from deepen.common.progress import Progress
+from deepen.methods.mean import interpolate, with_mean_norms
+from deepen.methods.method import Gap, Method, Prepared, Stack, between
+from deepen.methods.options import FusedOptions
+from deepen.planning.placement import PlacementRequest
+from deepen.planning.plan import Plan
 
 
 class Options(FusedOptions):
@@ -86,7 +79,7 @@ class State:
     """RMSNorm gains of block 0."""
 
 
-def place(request: Request) -> Plan:
+def place(request: PlacementRequest) -> Plan:
     """Place as OpT-DeUS does, one block per gap.
 
     Raises:
@@ -102,20 +95,13 @@ def place(request: Request) -> Plan:
     return plan
 
 
-def prepare(
-    options: Options,
-    base: "Base",
-    inserts: Sequence[Insert],
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> State:
+def prepare(options: Options, stack: Stack) -> Prepared:
     """Factor each kind of weight over the stack and train its predictor.
 
     Raises:
         DeepenError: The blocks are not all alike, or have experts.
     """
-    anatomy = base.anatomy
+    anatomy = stack.model.anatomy
     if not anatomy.is_uniform:
         raise DeepenError(
             "LESA learns each weight from the same weight of every block, and this base's blocks "
@@ -126,8 +112,8 @@ def prepare(
             "LESA learns each weight from the same weight of every block, and experts have no "
             "order across blocks; choose another method."
         )
-    blocks = [base.block(index, device) for index in range(base.depth)]
-    return learn(options, blocks, anatomy.blocks[0], seed, progress)
+    blocks = [stack.model.block(index, stack.device) for index in range(anatomy.depth)]
+    return Prepared(learn(options, blocks, anatomy.blocks[0], stack.seed, stack.progress))
 
 
 def learn(
@@ -206,26 +192,18 @@ def _loss(predicted: Tensor, target: Tensor, norm_weight: float) -> Tensor:
     return (1 - norm_weight) * difference + norm_weight * norms
 
 
-def fuse(
-    options: Options,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    insert: Insert,
-    state: State,
-) -> Iterator[tuple[str, Tensor]]:
+def fuse(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Predict the weights; take the rest from block 0 or from the neighbours' mean."""
-    for name, spec in anatomy.block.items():
-        if name in state.first and options.norms == "first":
-            fused = state.first[name]
-        elif name in state.predictors:
-            fused = state.predictors[name](below[name], above[name])
-            if restores(options, spec):
-                lower, upper = (parent[name].float().norm(dim=1) for parent in (below, above))
-                fused = with_row_norms(fused, interpolate(lower, upper, insert.t))
+    for name, spec in gap.tensors.items():
+        if name in gap.state.first and options.norms == "first":
+            yield name, gap.state.first[name]
+            continue
+        below, above = gap.below[name], gap.above[name]
+        if name in gap.state.predictors:
+            fused = gap.state.predictors[name](below, above)
+            yield name, with_mean_norms(options, spec, fused, below, above, gap.t)
         else:
-            fused = interpolate(below[name], above[name], insert.t)
-        yield name, finished(options, spec, fused)
+            yield name, interpolate(below, above, gap.t)
 
 
 METHOD = Method(

@@ -9,23 +9,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, FusedOptions, Method, above_copied
-from deepen.methods.blending import finished
-from deepen.plans import Insert
+from deepen.methods.method import Gap, Method, above_copied
+from deepen.methods.options import FusedOptions
 
 
-def fuse(
-    options: FusedOptions,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    insert: Insert,
-    state: None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Copy the block below, silencing every tensor that writes into the residual stream."""
-    for name, spec in anatomy.block.items():
-        yield name, finished(options, spec, below[name])
+def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
+    """Copy the block below."""
+    for name in gap.tensors:
+        yield name, gap.below[name]
 
 
 METHOD = Method(
@@ -35,5 +26,4 @@ METHOD = Method(
     place=above_copied("uniform"),
     fuse=fuse,
     options=FusedOptions,
-    preserves_function=True,
 )

@@ -2,65 +2,35 @@
 
 One new block in each gap of the top half. The lower neighbour A is aligned to the upper neighbour B
 by optimal transport, then the two are averaged; the tensors that write into the residual stream are
-zeroed, so that the grown model computes what the base computes. Three fidelities:
+zeroed, so that the grown model computes what the base computes.
 
 ``structured``, the default, moves A along nothing but what leaves its function as it is: whole
-neurons, KV groups, heads, and bases inside heads (``deepen.matching``); then (1-t)·(aligned A) +
-t·B, with the parents' row norms restored. It learned best (docs/results.md).
-
-``published`` and ``normalised`` align row by row. With T the entropic plan between a weight's rows
-(cost: Euclidean distance) and T_o that of the attention output:
-
-    query, key, value    (1-t)·TᵀA + t·B
-    FFN norm             (1-t)·A·(½T_o + ½I) + t·B
-    gate, up             (1-t)·TᵀA' + t·B,  A' = A·T_o, T from the distances between A' and B
-    everything else      (1-t)·A + t·B
-    output projections   0
-
-at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move with the rows of their
-weight. ``published`` is the arithmetic of the released code: POT's plan T as it comes, with sums
-1/n, so that TᵀA is about n times too small and a new block is close to t·B. ``normalised`` is the
-algorithm as written down: rows are pushed by n·T (the barycentric projection) and the cost is in
-units of its own standard deviation, without which plans between wide layers are uniform.
+neurons, KV groups, heads, and bases inside heads (``deepen.alignment``); then (1-t)·(aligned A) +
+t·B, with the parents' row norms restored. It learned best (docs/results.md). That the aligned A
+does compute what it did is proven on the base at hand; where it does not, nothing is aligned.
+``published`` and ``normalised`` align row by row, as the paper does (``row_by_row``).
 """
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import torch
-from pydantic import Field, field_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
-from deepen.anatomy import BlockAnatomy
-from deepen.matching import Matcher, Similarity
-from deepen.methods.base import BlendedOptions, Block, Method, Progress, between
-from deepen.methods.blending import (
-    blended,
-    finished,
-    interpolate,
-    is_hidden,
-    is_silenced,
-    restores,
-    with_row_norms,
-)
-from deepen.methods.experts import matched_experts
-from deepen.plans import Insert
-from deepen.transport import cost, sinkhorn
-
-if TYPE_CHECKING:
-    from deepen.base import Base
-
-# POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
-_WORST_MARGINALS = 1e-2
-# Tokens of calibration: enough for correlations of a few thousandths.
-_SEQUENCES, _LENGTH = 64, 256
-_ALIGNED = ("query", "key", "value", "gate", "up")
-
-
-State = Mapping[tuple[int, int], Similarity]
-"""Lower and upper block → how alike their activations are."""
+from deepen.alignment.activations import similarities
+from deepen.alignment.match import match_pairs
+from deepen.alignment.proof import proven
+from deepen.methods.mean import blended
+from deepen.methods.method import Gap, Method, Prepared, Stack, between
+from deepen.methods.options import BlendedOptions
+from deepen.methods.row_by_row import normalised, published, row_by_row
 
 
 class Options(BlendedOptions):
@@ -73,7 +43,10 @@ class Options(BlendedOptions):
     """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks; by
     default only in `structured`."""
     regularisation: float = Field(default=0.06, gt=0)
-    """Entropic regularisation, in units of weight distance (published) or of the cost's spread."""
+    """Entropic regularisation of `normalised` and of `solver=entropic`, in units of the cost's
+    spread."""
+    distance_regularisation: float = Field(default=0.06, gt=0)
+    """Entropic regularisation of `published`, in units of the distance between rows of weights."""
     max_iterations: int = Field(default=10_000, ge=1)
     """Upper limit of Sinkhorn iterations for one plan."""
     solver: Literal["exact", "entropic"] = "exact"
@@ -102,7 +75,16 @@ class Options(BlendedOptions):
             raise ValueError("solver, cost and matched_share belong to fidelity=structured")
         if (self.cost == "activations") != (self.calibration is not None):
             raise ValueError("cost=activations and calibration=TEXT belong together")
+        other = "regularisation" if self.fidelity == "published" else "distance_regularisation"
+        if getattr(self, other) != type(self).model_fields[other].default:
+            raise ValueError(f"{other} has no meaning with fidelity={self.fidelity}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _meant(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Record the distance's regularisation only where a distance is regularised."""
+        left_out = set() if self.fidelity == "published" else {"distance_regularisation"}
+        return {name: value for name, value in dump(self).items() if name not in left_out}
 
     @field_serializer("calibration")
     def _name(self, calibration: Path | None) -> str | None:
@@ -110,112 +92,40 @@ class Options(BlendedOptions):
         return calibration.name if calibration else None
 
 
-def prepare(
-    options: Options,
-    base: "Base",
-    inserts: Sequence[Insert],
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> State:
-    """Run the calibration text through the base, if neurons are matched by what they compute."""
-    if options.calibration is None:
-        return {}
-    from deepen.calibration import compare_blocks, read_tokens
-
-    tokens = read_tokens(base, options.calibration, _SEQUENCES, _LENGTH)
-    pairs = [(insert.below, insert.above) for insert in inserts]
-    found = compare_blocks(base, pairs, tokens, device, progress)
-    return {pair: likeness.similarity for pair, likeness in found.items()}
-
-
-def fuse(
-    options: Options,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    insert: Insert,
-    state: State,
-) -> Iterator[tuple[str, Tensor]]:
-    """Align, average, silence; every tensor keeps its shape."""
-    if options.fidelity == "structured":
-        similarity = state.get((insert.below, insert.above))
-        made = _structured(options, below, above, anatomy, insert.t, similarity)
-    else:
-        made = _row_by_row(options, below, above, anatomy, options.weight(insert.t))
-    for name, fused in made:
-        yield name, finished(options, anatomy.block[name], fused)
-
-
-def _structured(
-    options: Options,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    t: float,
-    similarity: Similarity | None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Align along what a block is indifferent to."""
+def prepare(options: Options, stack: Stack) -> Prepared:
+    """Match the blocks around every gap, and prove that the aligned ones compute what they did."""
+    if options.fidelity != "structured":
+        return Prepared()
+    pairs = [(insert.below, insert.above) for insert in stack.inserts]
     reg = options.regularisation if options.solver == "entropic" else None
-    matcher = Matcher(below, above, anatomy, reg=reg, similarity=similarity)
-    for name, aligned in matcher.aligned(options.matched_share):
-        yield name, blended(options, anatomy.block[name], aligned, above[name], t)
+    similar = (
+        similarities(stack.model, pairs, options.calibration, stack.device, stack.progress)
+        if options.calibration
+        else None
+    )
+    matchers = match_pairs(stack.model, pairs, stack.device, reg=reg, similar=similar)
+    if reg is not None:  # a neuron that is spread over several computes something else by design
+        return Prepared(matchers)
+    return Prepared(*proven(stack.model, matchers, stack.device, stack.progress))
 
 
-def _row_by_row(
-    options: Options, below: Block, above: Block, anatomy: BlockAnatomy, t: float
-) -> Iterator[tuple[str, Tensor]]:
-    """Align each weight's rows for themselves, as the paper does."""
-    below = matched_experts(below, above, anatomy)
-    # T_o, and the map of the latest weight's rows: A → MᵀA.
-    stream = rows = above[next(iter(anatomy.block))].new_empty(0)
-    for name, spec in anatomy.block.items():
-        if spec.role == "attention_output" and spec.is_weight:
-            stream = _map(below[name].float(), above[name].float(), options)
-        if is_silenced(options, spec):
-            yield name, above[name]
-            continue
-        a, b = below[name].float(), above[name].float()
-        norms = a.norm(dim=1) if restores(options, spec) else None
-        if spec.role in _ALIGNED:
-            if spec.is_weight:
-                rows = rows.new_empty(0)  # free the last map before the next one is made
-                a = a @ stream if spec.role in ("gate", "up") and len(stream) else a
-                rows = _map(a, b, options)
-            a = rows.T @ a
-        elif spec.role == "ffn_norm" and not spec.bias and len(stream):
-            a = 0.5 * (a @ stream) + 0.5 * a
-        if options.match_norms and is_hidden(spec):
-            a = with_row_norms(a, b.norm(dim=1))
-        fused = interpolate(a, b, t)
-        if norms is not None:
-            # Of the rows that each row was made from, whatever the plan's own scale.
-            moved = (rows.T @ norms) / rows.sum(0)
-            fused = with_row_norms(fused, interpolate(moved, b.norm(dim=1), t))
-        yield name, fused
-
-
-def _map(a: Tensor, b: Tensor, options: Options) -> Tensor:
-    """Return the ``[n, n]`` matrix M that aligns A's rows to B's as MᵀA, for ``[n, d]`` weights."""
-    if options.fidelity == "normalised" and not (a.any() and b.any()):
-        # A new block that has not been trained yet has zero output projections: there is nothing
-        # to match, and a uniform plan would average all rows away.
-        return torch.eye(len(b), device=b.device)
-    distances = cost.euclidean(a, b)
+def fuse(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
+    """Align, then average; every tensor keeps its shape."""
     if options.fidelity == "published":
-        solved = sinkhorn.pot(distances, options.regularisation, options.max_iterations)
-        matrix = solved.plan
-    else:
-        distances = cost.in_units_of_spread(distances)
-        solved = sinkhorn.stabilised(distances, options.regularisation, options.max_iterations)
-        matrix = solved.plan.mul_(len(b))
-    if solved.marginal_error > _WORST_MARGINALS:
-        warnings.warn(
-            f"Sinkhorn found no plan that meets its marginals (fidelity {options.fidelity}).",
-            sinkhorn.TransportWarning,
-            stacklevel=2,
-        )
-    return matrix
+        solve = published(options.distance_regularisation, options.max_iterations)
+        return row_by_row(options, gap, solve)
+    if options.fidelity == "normalised":
+        return row_by_row(options, gap, normalised(options.regularisation, options.max_iterations))
+    return _structured(options, gap)
+
+
+def _structured(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
+    """Align along what a block is indifferent to."""
+    matcher = gap.state.get((gap.insert.below, gap.insert.above))
+    aligned = matcher.aligned(options.matched_share) if matcher else gap.below.items()
+    for name, tensor in aligned:
+        if name in gap.tensors:
+            yield name, blended(options, gap.tensors[name], tensor, gap.above[name], gap.t)
 
 
 METHOD = Method(
@@ -225,6 +135,5 @@ METHOD = Method(
     place=between("top"),
     fuse=fuse,
     options=Options,
-    preserves_function=True,
     prepare=prepare,
 )

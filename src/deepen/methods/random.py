@@ -5,51 +5,30 @@ Whatever a method learns faster than this, it owes to the weights that it starts
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from deepen.anatomy import BlockAnatomy
-from deepen.methods.base import Block, FusedOptions, Method, Progress, between
-from deepen.methods.blending import finished, interpolate, restores, with_row_norms
-from deepen.plans import Insert
-
-if TYPE_CHECKING:
-    from deepen.base import Base
+from deepen.methods.mean import interpolate, with_mean_norms
+from deepen.methods.method import Gap, Method, Prepared, Stack, between
+from deepen.methods.options import FusedOptions
 
 
-def prepare(
-    options: FusedOptions,
-    base: "Base",
-    inserts: Sequence[Insert],
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> int:
+def prepare(options: FusedOptions, stack: Stack) -> Prepared:
     """Hand the seed on."""
-    return seed
+    return Prepared(stack.seed)
 
 
-def fuse(
-    options: FusedOptions,
-    below: Block,
-    above: Block,
-    anatomy: BlockAnatomy,
-    insert: Insert,
-    state: int,
-) -> Iterator[tuple[str, Tensor]]:
+def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Draw every weight ``[out, in]`` anew."""
-    for name, spec in anatomy.block.items():
-        a, b = below[name].float(), above[name].float()
-        fused = interpolate(a, b, insert.t)
+    for name, spec in gap.tensors.items():
+        a, b = gap.below[name].float(), gap.above[name].float()
+        fused = interpolate(a, b, gap.t)
         if spec.is_weight:
-            scale = interpolate(a.square().mean(), b.square().mean(), insert.t).sqrt()
-            fused = scale * _noise(fused.shape, f"{state} {insert} {name}").to(a.device)
-        if restores(options, spec):
-            fused = with_row_norms(fused, interpolate(a.norm(dim=1), b.norm(dim=1), insert.t))
-        yield name, finished(options, spec, fused)
+            scale = interpolate(a.square().mean(), b.square().mean(), gap.t).sqrt()
+            fused = scale * _noise(fused.shape, f"{gap.state} {gap.insert} {name}").to(a.device)
+        yield name, with_mean_norms(options, spec, fused, a, b, gap.t)
 
 
 def _noise(shape: torch.Size, what: str) -> Tensor:
@@ -66,6 +45,5 @@ METHOD = Method(
     place=between("top"),
     fuse=fuse,
     options=FusedOptions,
-    preserves_function=True,
     prepare=prepare,
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deepen.errors import DeepenError
-from deepen.results import ArmRecord, StudySummary
+from deepen.common.errors import DeepenError
+from deepen.records.study import ArmRecord, StudySummary
 
 RECORDS, SUMMARY = "records.jsonl", "summary.json"
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -36,7 +36,7 @@ def report(folder: str | Path) -> Path:
     folder = Path(folder)
     records, summary = read(folder)
     environment = Environment(
-        loader=PackageLoader("deepen.report", "."),
+        loader=PackageLoader("deepen.report", "templates"),
         autoescape=select_autoescape(["html.jinja"]),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from deepen.comparison import aggregate
+from deepen.comparison import statistics as aggregate
+from deepen.records.alignment import BlockAlignment, PartAlignment
+from deepen.records.study import ArmRecord
 from deepen.report import text
 from deepen.report.tables import Cell, Table
-from deepen.results import ArmRecord, BlockAlignment, PartAlignment
 
 LEVELS = (
     (0.5, "below ½"),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deepen.comparison import aggregate
+from deepen.comparison import statistics as aggregate
+from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
 from deepen.report.scale import Scale, Tick, around
-from deepen.results import ArmRecord, PairedDifference
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ Places in per cent let a picture fill any width while its text keeps its size.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deepen.comparison import aggregate
-from deepen.comparison.aggregate import CurvePoint
+from deepen.comparison import statistics as aggregate
+from deepen.comparison.statistics import CurvePoint
+from deepen.records.study import ArmRecord
 from deepen.report import text
 from deepen.report.scale import Scale, Tick, around
-from deepen.results import ArmRecord
 
 _CANVAS = 1000
 """Curves are drawn on a square of that size, stretched to the plot."""

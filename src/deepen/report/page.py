@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from deepen.comparison import aggregate
-from deepen.comparison.aggregate import BASE, Score
+from deepen.comparison import statistics as aggregate
+from deepen.comparison.statistics import BASE, Score
+from deepen.records.study import ArmRecord, StudySummary
 from deepen.report import bars, curves, tables, text
 from deepen.report.alignment import alignment
 from deepen.report.tables import Cell, Results, Table
-from deepen.results import ArmRecord, StudySummary
 
 _COMMON_NAMES = {"base", "checkpoint", "grown", "model", "output", "run", "runs", "study"}
 """Names that half of all folders have."""

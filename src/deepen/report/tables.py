@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deepen.comparison import aggregate
-from deepen.comparison.aggregate import BASE, Score
+from deepen.comparison import statistics as aggregate
+from deepen.comparison.statistics import BASE, Score
+from deepen.records.evaluation import EvalRecord
+from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
 from deepen.report.bars import is_clear, written
-from deepen.results import ArmRecord, EvalRecord, PairedDifference
 
 _PREFERRED = ("acc", "acc_norm", "word_perplexity", "exact_match")
 """The metric of a task that the main table shows: the first of these that it has."""

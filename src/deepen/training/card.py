@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from deepen.results import TrainRecord
+from deepen.records.training import TrainRecord
 
 _STAGES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
 # What the card of a grown model says of its being untrained.

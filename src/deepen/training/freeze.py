@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepen.anatomy import Family
-from deepen.errors import DeepenError
-from deepen.records import read_lineage
+from deepen.base.anatomy import Family
+from deepen.common.errors import DeepenError
+from deepen.records.growth import read_lineage
 from deepen.training.recipe import TrainingConfig
 
 _OUTSIDE = frozenset({"embeddings", "norm", "head"})

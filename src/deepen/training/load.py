@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deepen.anatomy import FAMILIES
-from deepen.base import Base
-from deepen.checkpoint import FolderSource
-from deepen.errors import DeepenError
-from deepen.forward import in_memory, load
-from deepen.training.arguments import precision_of
-from deepen.training.checkpointing import checkpoint_blocks
+from deepen.base.anatomy import FAMILIES
+from deepen.base.checkpoint import FolderSource
+from deepen.base.model import Model
+from deepen.base.streamed import in_memory, load
+from deepen.common.errors import DeepenError
+from deepen.training.engine.arguments import precision_of
+from deepen.training.engine.checkpointing import checkpoint_blocks
 from deepen.training.freeze import Trains, freeze
 from deepen.training.recipe import DataConfig, TrainingConfig
 
@@ -33,7 +33,7 @@ def load_tokenizer(source: FolderSource) -> "PreTrainedTokenizerBase":
         raise DeepenError(f"{source.name} has no tokenizer that loads ({reason}).") from None
 
 
-def check_length(base: Base, data: DataConfig) -> None:
+def check_length(base: Model, data: DataConfig) -> None:
     """Refuse sequences that the model has no positions for.
 
     Raises:
@@ -47,7 +47,7 @@ def check_length(base: Base, data: DataConfig) -> None:
         )
 
 
-def load_model(base: Base, trains: Trains, training: TrainingConfig) -> Any:  # noqa: ANN401 (transformers' classes have no types)
+def load_model(base: Model, trains: Trains, training: TrainingConfig) -> Any:  # noqa: ANN401 (transformers' classes have no types)
     """Load, freeze and prepare a model.
 
     In float32 the whole model is float32. In bfloat16 only what is trained is, so that small
@@ -70,12 +70,12 @@ def load_model(base: Base, trains: Trains, training: TrainingConfig) -> Any:  # 
     if precision != "float32":
         _to_float32(model, base)
     if training.activation_checkpointing:
-        blocks = model.get_submodule(FAMILIES[base.family.model_type].block_prefix.rstrip("."))
+        blocks = model.get_submodule(base.blocks_path)
         checkpoint_blocks(blocks, _lowest(trains, base))
     return model
 
 
-def _to_float32(model: Any, base: Base) -> None:  # noqa: ANN401
+def _to_float32(model: Any, base: Model) -> None:  # noqa: ANN401
     """Load what is trained again, in float32, so that no stored bit is lost."""
     memory = in_memory(base)
     for name, parameter in model.named_parameters():
@@ -86,7 +86,7 @@ def _to_float32(model: Any, base: Base) -> None:  # noqa: ANN401
         parameter.data = stored.to(torch.float32)
 
 
-def _lowest(trains: Trains, base: Base) -> int:
+def _lowest(trains: Trains, base: Model) -> int:
     """Return the lowest block that gradients reach."""
     if trains.everything or "embeddings" in trains.outside:
         return 0

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.anatomy import Anatomy
-from deepen.anatomy.translation import assemble
-from deepen.base import Base
-from deepen.checkpoint import DTYPES, FolderSource, TensorInfo
-from deepen.forward import in_memory
-from deepen.results import TrainRecord
-from deepen.side_files import copy_side_files
-from deepen.staging import staged
+from deepen.base.anatomy import Anatomy
+from deepen.base.anatomy.layouts import assemble
+from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
+from deepen.base.model import Model
+from deepen.base.streamed import in_memory
+from deepen.growth.side_files import copy_side_files
+from deepen.growth.staging import staged
+from deepen.growth.write import ShardWriter
+from deepen.records.training import TrainRecord
 from deepen.training.card import trained_card
 from deepen.training.freeze import Trains
-from deepen.write import ShardWriter
 
 
 def publish(
-    base: Base,
+    base: Model,
     state: Mapping[str, Tensor],
     trains: Trains,
     out: Path,
@@ -74,7 +74,7 @@ def publish(
         _write_side_files(source, folder, dtype, chat_template, record)
 
 
-def _after(name: str, base: Base, memory: Anatomy, state: Mapping[str, Tensor]) -> Tensor | None:
+def _after(name: str, base: Model, memory: Anatomy, state: Mapping[str, Tensor]) -> Tensor | None:
     """Return a stored tensor as it is in memory; ``None`` if the model does not hold it."""
     if name in base.anatomy.trailing:
         return None

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepen.errors import DeepenError
-from deepen.settings import Settings, apply_overrides, read_yaml, validate
+from deepen.common.errors import DeepenError
+from deepen.common.settings import Settings, apply_overrides, read_yaml, validate
 
 Stage = Literal["cpt", "sft"]
 """Continual pre-training or supervised fine-tuning."""

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepen.base import Base, open_base
-from deepen.checkpoint import FolderSource
-from deepen.methods.base import Progress, silent
-from deepen.quiet import quiet_transformers
-from deepen.results import TrainRecord
-from deepen.training.arguments import micro_batches, precision_of
-from deepen.training.blocks import load_blocks
-from deepen.training.chat import with_template
-from deepen.training.engine import make_engine
-from deepen.training.examples import load_examples
+from deepen.base.checkpoint import FolderSource
+from deepen.base.model import Model, open_model
+from deepen.common.progress import Progress, silent
+from deepen.common.quiet import quiet_transformers
+from deepen.records.training import TrainRecord
+from deepen.training.data.chat import with_template
+from deepen.training.data.examples import load_examples
+from deepen.training.data.order import steps_of
+from deepen.training.data.packed import load_blocks
+from deepen.training.data.rows import local_files
+from deepen.training.engine.arguments import micro_batches, precision_of
+from deepen.training.engine.make import make_engine
+from deepen.training.engine.measure import matmul_rate
+from deepen.training.engine.rates import own_rates
+from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, counts, trainable
 from deepen.training.load import check_length, load_model, load_tokenizer
-from deepen.training.measure import matmul_rate
-from deepen.training.order import steps_of
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
-from deepen.training.rates import own_rates
-from deepen.training.reading import local_files
 from deepen.training.recipe import Recipe, Stage
-from deepen.training.recording import make_record
+from deepen.training.record import make_record
 from deepen.training.run_folder import RunFolder
-from deepen.training.schedule import Schedule
 
 Tell = Callable[[str], None]
 """Called with sentences for the person at the terminal, by the first process only."""
@@ -87,7 +87,7 @@ class _Job:
     """The resolved recipe."""
     stage: Stage
     """The stage."""
-    base: Base
+    base: Model
     """The checkpoint."""
     trains: Trains
     """What trains."""
@@ -114,7 +114,7 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     data, training = recipe.data, recipe.training
     assert data.seed is not None
     local_files(data)
-    base = open_base(recipe.model)
+    base = open_model(recipe.model)
     assert isinstance(base.source, FolderSource)
     trains = trainable(base.source.config, base.depth, training, base.source.name)
     check_length(base, data)
@@ -136,7 +136,7 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
 
 def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     """Load the model, train it, write it."""
-    from deepen.training.trainers import last_checkpoint
+    from deepen.training.engine.trainers import last_checkpoint
 
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     model = load_model(job.base, job.trains, training)

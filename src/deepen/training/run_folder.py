@@ -10,9 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from deepen.errors import DeepenError
-from deepen.results import TrainRecord
-from deepen.settings import Tree, read_yaml, write_yaml
+from deepen.common.errors import DeepenError
+from deepen.common.settings import Tree, read_yaml, write_yaml
+from deepen.records.training import TrainRecord
 from deepen.training.recipe import Recipe
 
 _BYTES_PER_PARAMETER = 12

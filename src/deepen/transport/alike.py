@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 
 class Parts(Protocol):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 
 
 def assign(cost: Tensor) -> Tensor:

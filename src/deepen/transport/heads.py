@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.transport import gauge
 from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign, best_share, choose_rows

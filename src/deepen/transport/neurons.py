@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepen.errors import DeepenError
+from deepen.common.errors import DeepenError
 from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign, best_share, choose_rows
 from deepen.transport.cost import in_units_of_spread

@@ -1,0 +1,209 @@
+"""How well neighbouring blocks align, and what growing made of it, in numbers.
+
+Blocks are matched as ``fidelity: structured`` matches them. Beside every similarity stands what
+chance gives: the same match against an upper block whose residual dimensions were shuffled, which
+leaves all norms and all relations inside the block as they are, and none between the two.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepen.alignment.activations import Likeness, compare_blocks, read_tokens
+from deepen.alignment.match import Matcher
+from deepen.base.anatomy import Block, BlockAnatomy
+from deepen.base.model import Model, open_model
+from deepen.common import device as devices
+from deepen.common.progress import Progress, silent
+from deepen.planning.parents import paired
+from deepen.planning.plan import Insert, Keep, Plan, insert_after
+from deepen.records.alignment import AlignmentRecord, BlockAlignment, PartAlignment
+from deepen.records.growth import read_lineage
+from deepen.transport.neurons import NeuronMatch
+from deepen.transport.quality import (
+    MatchQuality,
+    head_quality,
+    heat_map,
+    neuron_quality,
+    norm_ratio,
+)
+
+REGULARISATION = 0.06
+"""Entropic regularisation of the plans that are shown, in units of the cost's spread."""
+_HIDDEN = ("query", "key", "value", "gate", "up")
+
+
+def align(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    calibration: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> AlignmentRecord:
+    """Measure how well a model's neighbouring blocks align.
+
+    In a grown model these are the parents of each block that the latest growth added, which it
+    still holds; in any other all neighbours.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        revision: Branch, tag or commit on the hub.
+        calibration: Text to compare what blocks compute on; without it only weights are compared.
+        device: Where to compute.
+        progress: Called with the stage and the finished share of it.
+
+    Raises:
+        DeepenError: The checkpoint or the text cannot be used.
+    """
+    base, where = open_model(model, revision), devices.choose(device)
+    lineage = read_lineage(base.source.config)
+    inserts = dict(_new_blocks(Plan.from_json(lineage.steps[-1].plan)) if lineage else _gaps(base))
+    pairs = [(insert.below, insert.above) for insert in inserts.values()]
+    likeness: Mapping[tuple[int, int], Likeness] = {}
+    if calibration:
+        tokens = read_tokens(base, calibration)
+        likeness = compare_blocks(base, pairs, tokens, where, progress)
+    blocks = []
+    for done, (key, insert) in enumerate(inserts.items()):
+        progress("aligning", done / len(inserts))
+        alike = likeness.get((insert.below, insert.above))
+        new = key if lineage else None
+        blocks.append(_measure(base, insert, new, alike, where))
+    progress("aligned", 1.0)
+    return AlignmentRecord(
+        model=base.source.name,
+        method=lineage.steps[-1].method if lineage else None,
+        calibration=calibration.name if calibration else None,
+        regularisation=REGULARISATION,
+        blocks=blocks,
+    )
+
+
+def gap_scores(base: Model, device: torch.device, progress: Progress = silent) -> list[float]:
+    """Score every gap by how well the two blocks that would be fused there align.
+
+    Returns:
+        For each inner gap the mean over heads and neurons of matched similarity.
+    """
+    scores, gaps = [], list(_gaps(base))
+    for done, (_, insert) in enumerate(gaps):
+        progress("scoring gaps", done / len(gaps))
+        matcher = _matcher(base, insert, device)
+        found = [quality.similarity_after for _, quality in _qualities(matcher)]
+        scores.append(fmean(found) if found else 0.0)
+    progress("scored gaps", 1.0)
+    return scores
+
+
+def _gaps(base: Model) -> Iterator[tuple[int, Insert]]:
+    """Yield every inner gap and the two blocks that are fused there."""
+    for gap in range(base.depth - 1):
+        plan = insert_after(base.depth, [gap], copies=False)
+        yield gap, paired(plan, base.anatomy, base.resolved).inserts[0]
+
+
+def _new_blocks(plan: Plan) -> Iterator[tuple[int, Insert]]:
+    """Yield every new block and its parents, all as indices of the grown model."""
+    kept = {block.source: i for i, block in enumerate(plan.blocks) if isinstance(block, Keep)}
+    for index, block in enumerate(plan.blocks):
+        if isinstance(block, Insert) and block.below != block.above:
+            yield index, Insert(kept[block.below], kept[block.above], block.t)
+
+
+def _measure(
+    base: Model, insert: Insert, new: int | None, alike: Likeness | None, device: torch.device
+) -> BlockAlignment:
+    """Match two blocks and measure what comes of it."""
+    anatomy = base.anatomy.blocks[insert.below]
+    below, above = base.block(insert.below, device), base.block(insert.above, device)
+    matcher = _matcher(base, insert, device)
+    chance = dict(_qualities(Matcher(below, _Shuffled(above, anatomy), anatomy)))
+    plan = _plan(Matcher(below, above, anatomy, reg=REGULARISATION))
+    spread = neuron_quality(plan) if plan else None
+    ratios = {}
+    if new is not None:
+        made = base.block(new, device)
+        unit = anatomy.units[0] if anatomy.units else ""
+        names = {role: anatomy.name(role) or anatomy.name(role, unit) for role in _HIDDEN}
+        ratios = {r: norm_ratio(made[n].float(), above[n].float()) for r, n in names.items() if n}
+    return BlockAlignment(
+        below=insert.below,
+        above=insert.above,
+        block=new,
+        parts=[
+            PartAlignment(
+                part=part,
+                units=quality.units,
+                similarity_before=quality.similarity_before,
+                similarity_after=quality.similarity_after,
+                similarity_by_chance=chance[part].similarity_after,
+                in_place=quality.diagonal_mass,
+            )
+            for part, quality in _qualities(matcher)
+        ],
+        effective_matches=spread.effective_matches if spread else None,
+        diagonal_mass=spread.diagonal_mass if spread else None,
+        cka=alike.cka if alike else None,
+        norm_ratios=ratios,
+        heat_map=heat_map(plan.plan) if plan and plan.plan is not None else [],
+    )
+
+
+def _matcher(base: Model, insert: Insert, device: torch.device) -> Matcher:
+    """Match the blocks around a gap, exactly, by their weights."""
+    below, above = base.block(insert.below, device), base.block(insert.above, device)
+    return Matcher(below, above, base.anatomy.blocks[insert.below])
+
+
+def _qualities(matcher: Matcher) -> Iterator[tuple[str, MatchQuality]]:
+    """Yield the quality of heads and neurons; experts are averaged."""
+    if heads := matcher.heads:
+        yield "heads", head_quality(heads)
+    for unit in matcher.anatomy.units:
+        if not unit.isdigit() and (match := matcher.neurons(unit)):
+            yield f"{unit} neurons".strip(), neuron_quality(match)
+    matches = (matcher.neurons(unit) for unit in matcher.anatomy.experts)
+    if found := [neuron_quality(match) for match in matches if match]:
+        yield "expert neurons", _mean(found)
+
+
+def _mean(found: Sequence[MatchQuality]) -> MatchQuality:
+    """Average over experts; units are added up."""
+    means: dict[str, Any] = {
+        entry.name: fmean(getattr(quality, entry.name) for quality in found)
+        for entry in fields(MatchQuality)
+    }
+    return MatchQuality(**means | {"units": sum(quality.units for quality in found)})
+
+
+def _plan(matcher: Matcher) -> NeuronMatch | None:
+    """Return the entropic match of the first FFN's neurons."""
+    return matcher.neurons(matcher.anatomy.units[0]) if matcher.anatomy.units else None
+
+
+class _Shuffled(Mapping[str, Tensor]):
+    """A block whose residual dimensions stand in an order that has nothing to do with others'."""
+
+    def __init__(self, block: Block, anatomy: BlockAnatomy) -> None:
+        self._block, self._anatomy = block, anatomy
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._block[name]
+        for axis, label in enumerate(self._anatomy.block[name].axes):
+            if label == "residual":
+                generator = torch.Generator().manual_seed(0)
+                order = torch.randperm(tensor.shape[axis], generator=generator)
+                tensor = tensor.index_select(axis, order.to(tensor.device))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._block)
+
+    def __len__(self) -> int:
+        return len(self._block)

@@ -1,0 +1,1 @@
+"""A checkpoint or hub id, opened: config, tensors, anatomy, tokenizer, and a forward pass."""

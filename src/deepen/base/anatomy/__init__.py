@@ -1,0 +1,23 @@
+"""What a Transformer block is made of, per model family, as data.
+
+A family is a table: tensor name inside a block → role, axis labels, how it is stored, and what
+value silences it. Methods dispatch on roles and never on names, so a new family is a new table.
+A tensor that no table knows is an error that names it: nothing is skipped and nothing is guessed.
+"""
+
+from deepen.base.anatomy.dissection import Anatomy, BlockAnatomy, dissect
+from deepen.base.anatomy.families import FAMILIES, REFUSED
+from deepen.base.anatomy.family import Family, Heads
+from deepen.base.anatomy.tensors import Block, TensorSpec
+
+__all__ = [
+    "FAMILIES",
+    "REFUSED",
+    "Anatomy",
+    "Block",
+    "BlockAnatomy",
+    "Family",
+    "Heads",
+    "TensorSpec",
+    "dissect",
+]

@@ -1,0 +1,263 @@
+"""One tensor: what it does, and how a checkpoint stores it.
+
+Methods see *logical* tensors: a weight is ``[out, in]``, query, key and value are apart, and every
+expert has its own gate, up and down projection. Checkpoints store them otherwise: GPT-2 keeps
+``[in, out]``, Phi-3 one tensor for query, key and value, gpt-oss one for all experts. A
+``StoredSpec`` says how, and ``view`` finds a logical tensor in a stored one, to read or to write.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Split = Literal["rows", "alternate", "heads", "per_head", "quarters"]
+"""How logical tensors share the out axis of a stored one.
+
+``rows``: one after the other. ``alternate``: row by row in turn. ``heads``: per group of heads, the
+query heads of the group, then its key, then its value. ``per_head``: head by head, one after the
+other. ``quarters``: a quarter of each one after the other, four times.
+"""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One logical tensor of a block."""
+
+    role: str
+    """What the tensor does; methods dispatch on it. A weight and its bias share a role."""
+    axes: tuple[str, ...]
+    """One label per axis, ``(out, in)`` for weights; equal labels mean equal sizes."""
+    silent: float | None = None
+    """The value that stops the tensor from changing the residual stream; ``None`` where the block
+    is silenced elsewhere. With all of a block's such tensors at this value, it adds exactly 0."""
+    bias: bool = False
+    """Whether it is added, beside a weight of the same role."""
+    unit: str = ""
+    """Which of several FFNs it belongs to: an expert's number, or ``shared``."""
+
+    @property
+    def writes_residual(self) -> bool:
+        """Whether methods that keep the base's function must silence it."""
+        return self.silent is not None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a matrix ``[out, in]``."""
+        return len(self.axes) == 2
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """What it is, whatever it is called: unique in a block."""
+        return self.role, self.unit, self.bias
+
+
+@dataclass(frozen=True)
+class StoredSpec:
+    """One tensor of a block as a checkpoint stores it, holding one or more logical tensors."""
+
+    parts: tuple[TensorSpec, ...]
+    """What it holds, in stored order; for a bank, what each expert has."""
+    split: Split | None = None
+    """How several parts share the out axis."""
+    transposed: bool = False
+    """Whether weights are stored ``[in, out]``."""
+    bank: bool = False
+    """Whether the first axis counts experts."""
+    optional: bool = False
+    """Whether checkpoints of the family may lack it."""
+
+    @property
+    def is_buffer(self) -> bool:
+        """Whether it is no parameter: something that loaders compute anew or ignore."""
+        return self.parts[0].role == "buffer"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a logical tensor stands in a stored one."""
+
+    suffix: str
+    """Name of the stored tensor inside its block."""
+    stored: StoredSpec
+    """How it is stored."""
+    part: int = 0
+    """Which of its parts."""
+    expert: int | None = None
+    """Which expert of a bank."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stored tensor is the logical one, as it stands."""
+        return self.stored.split is None and not self.stored.transposed and not self.stored.bank
+
+    def view(self, stored: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Return the logical tensor's elements as a view; its first axes may want flattening.
+
+        Args:
+            stored: The stored tensor.
+            sizes: Axis label → size, as far as the config tells.
+        """
+        spec, parts = self.stored, self.stored.parts
+        tensor = stored if self.expert is None else stored[self.expert]
+        if spec.transposed and tensor.dim() == 2:
+            tensor = tensor.T
+        if spec.split == "rows":
+            # Parts whose size the config does not tell are equal: gate and up.
+            equal = tensor.shape[0] // len(parts)
+            rows = [sizes.get(part.axes[0], equal) for part in parts]
+            tensor = tensor.narrow(0, sum(rows[: self.part]), rows[self.part])
+        elif spec.split == "alternate":
+            tensor = tensor[self.part :: len(parts)]
+        elif spec.split == "heads":
+            groups = sizes["key_value"] // sizes["head"]
+            width = sizes["query"] // sizes["head"] // groups
+            heads = tensor.unflatten(0, (groups, width + 2, sizes["head"]))
+            tensor = heads[:, :width] if self.part == 0 else heads[:, width + self.part - 1]
+        elif spec.split == "per_head":
+            tensor = tensor.unflatten(0, (-1, len(parts), sizes["head"]))[:, self.part]
+        elif spec.split == "quarters":
+            tensor = tensor.unflatten(0, (4, len(parts), -1))[:, self.part]
+        return tensor
+
+    def read(self, stored: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Return the logical tensor, ``[out, in]`` or ``[out]``; a view where that is possible."""
+        if self.is_whole:
+            return stored
+        axes = len(self.stored.parts[self.part].axes)
+        tensor = self.view(stored, sizes)
+        return tensor.flatten(0, tensor.dim() - axes) if tensor.dim() > axes else tensor
+
+    def write(self, value: Tensor, stored: Tensor, sizes: Mapping[str, int]) -> None:
+        """Put a logical tensor into its place in a stored one.
+
+        Raises:
+            RuntimeError: Its shape is not that of the place.
+        """
+        target = self.view(stored, sizes)
+        target.copy_(value.reshape(target.shape))
+
+
+Block = Mapping[str, Tensor]
+"""Name of a logical tensor → tensor, loaded on access; weights are ``[out, in]``."""
+Table = Mapping[str, StoredSpec]
+"""Name inside a block → how it is stored; ``*`` in a name stands for an expert's number."""
+
+
+def norm(name: str, role: str, axis: str = "residual", *, silent: float | None = None) -> Table:
+    """Describe an RMSNorm, or a LayerNorm with its bias; ``silent`` for a norm on the way out."""
+    return {
+        f"{name}.weight": StoredSpec((TensorSpec(role, (axis,), silent),)),
+        f"{name}.bias": StoredSpec(
+            (TensorSpec(role, (axis,), None if silent is None else 0.0, bias=True),), optional=True
+        ),
+    }
+
+
+def linear(
+    name: str,
+    role: str,
+    out_axis: str,
+    in_axis: str,
+    *,
+    unit: str = "",
+    writes: bool | None = None,
+    transposed: bool = False,
+) -> Table:
+    """Describe a linear layer: its weight and, where there is one, its bias.
+
+    Args:
+        name: Name of the layer inside the block; ``*`` where an expert's number stands.
+        role: What it does.
+        out_axis: Label of its rows.
+        in_axis: Label of its columns.
+        unit: Which of several FFNs it belongs to; ``*`` for the expert's number.
+        writes: Whether it must be zero for the block to add nothing; by default if its rows are
+            the residual stream's. False in families with a norm on the way out.
+        transposed: Whether the weight is stored ``[in, out]``.
+    """
+    silent = 0.0 if (out_axis == "residual" if writes is None else writes) else None
+    weight = TensorSpec(role, (out_axis, in_axis), silent, unit=unit)
+    bias = TensorSpec(role, (out_axis,), silent, bias=True, unit=unit)
+    return {
+        f"{name}.weight": StoredSpec((weight,), transposed=transposed),
+        f"{name}.bias": StoredSpec((bias,), optional=True),
+    }
+
+
+def fused(
+    name: str,
+    parts: Mapping[str, str],
+    in_axis: str = "residual",
+    *,
+    split: Split = "rows",
+    unit: str = "",
+    transposed: bool = False,
+) -> Table:
+    """Describe a linear layer that computes several things, and its bias where there is one.
+
+    Args:
+        name: Name of the layer inside the block.
+        parts: Role → label of its rows, in stored order.
+        in_axis: Label of the columns.
+        split: How the parts share the rows.
+        unit: Which of several FFNs it belongs to.
+        transposed: Whether the weight is stored ``[in, out]``.
+    """
+    weights = tuple(TensorSpec(r, (axis, in_axis), unit=unit) for r, axis in parts.items())
+    biases = tuple(TensorSpec(r, (axis,), bias=True, unit=unit) for r, axis in parts.items())
+    return {
+        f"{name}.weight": StoredSpec(weights, split, transposed),
+        f"{name}.bias": StoredSpec(biases, split, optional=True),
+    }
+
+
+def bank(
+    name: str,
+    parts: Mapping[str, tuple[str, str]],
+    *,
+    split: Split | None = None,
+    transposed: bool = False,
+    bias: str | None = None,
+    writes: bool | None = None,
+) -> Table:
+    """Describe one tensor that holds a weight of every expert, ``[experts, …]``.
+
+    Args:
+        name: Name of the tensor inside the block.
+        parts: Role → (label of its rows, label of its columns), in stored order.
+        split: How several parts share the rows.
+        transposed: Whether weights are stored ``[in, out]``.
+        bias: Name of the tensor with all experts' biases, where there may be one.
+        writes: As in ``linear``.
+    """
+    silent = {
+        role: 0.0 if (out == "residual" if writes is None else writes) else None
+        for role, (out, _) in parts.items()
+    }
+    weights = tuple(TensorSpec(r, axes, silent[r], unit="*") for r, axes in parts.items())
+    table: dict[str, StoredSpec] = {name: StoredSpec(weights, split, transposed, bank=True)}
+    if bias:
+        biases = tuple(
+            TensorSpec(r, (axes[0],), silent[r], bias=True, unit="*") for r, axes in parts.items()
+        )
+        table[bias] = StoredSpec(biases, split, bank=True, optional=True)
+    return table
+
+
+def other(
+    name: str,
+    role: str,
+    axes: tuple[str, ...],
+    *,
+    optional: bool = False,
+    silent: float | None = None,
+) -> Table:
+    """Describe any other parameter, whose full name this is."""
+    return {name: StoredSpec((TensorSpec(role, axes, silent),), optional=optional)}
+
+
+def buffers(*names: str) -> Table:
+    """Describe tensors that are no parameters; new blocks get a copy of their parent's."""
+    return {name: StoredSpec((TensorSpec("buffer", ()),), optional=True) for name in names}

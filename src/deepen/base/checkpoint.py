@@ -1,0 +1,343 @@
+"""The base, read lazily: config.json and tensors, from a checkpoint folder or a live module.
+
+A tensor is mapped from disk when it is asked for and unmapped when it is dropped, so that reading
+a whole model never holds more of it in memory than the caller keeps.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import pickle
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from deepen.common.errors import DeepenError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The stored dtypes that can be copied: safetensors' name → torch dtype."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Those among them that new weights can be computed in; the others hold masks and the like."""
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+_FINGERPRINT_BYTES = 65536
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a stored tensor without reading it."""
+
+    dtype: str
+    """Stored dtype by safetensors' name, for example ``BF16``."""
+    shape: tuple[int, ...]
+    """Size along each axis."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it can be a parameter."""
+        return self.dtype in FLOATS
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored size in bytes."""
+        return self.parameters * DTYPES[self.dtype].itemsize
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model has, by its config; ``None`` if it does not say."""
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(positions := config.get(field), int):
+            return positions
+    return None
+
+
+class Source(ABC):
+    """A model to grow: its config and its tensors, each loaded when asked for."""
+
+    name: str
+    """What to call the model in records: a hub id or a folder's name, never a path."""
+    revision: str | None
+    """The hub commit, if the model came from the hub."""
+    config: Mapping[str, Any]
+    """The content of config.json."""
+    infos: Mapping[str, TensorInfo]
+    """Tensor name → dtype and shape."""
+
+    @abstractmethod
+    def load(self, name: str) -> Tensor:
+        """Return one tensor in its stored dtype, on the CPU, read-only."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name → shape."""
+        return {name: info.shape for name, info in self.infos.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored parameters; tied tensors count once."""
+        return sum(info.parameters for info in self.infos.values())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every tensor's name, dtype, shape and first and last 64 KiB, sorted by name.
+
+        It does not depend on how the tensors are sharded. It tells which base a model was grown
+        from; that the kept blocks are equal to the last bit is shown by ``verify``.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.infos):
+            info = self.infos[name]
+            digest.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
+            raw = as_bytes(self.load(name)).numpy().data
+            digest.update(raw[:_FINGERPRINT_BYTES])
+            digest.update(raw[-_FINGERPRINT_BYTES:])
+        return digest.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a tensor's contents as ``uint8``, flat, without a copy if it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor is free of NaN and Inf: its extremes tell, 30 times faster than a mask."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
+def info_of(tensor: Tensor, name: str) -> TensorInfo:
+    """Describe a tensor in memory.
+
+    Raises:
+        DeepenError: Its dtype is not one that can be grown.
+    """
+    if tensor.dtype not in _DTYPE_NAMES:
+        raise DeepenError(
+            f"Tensor {name!r} is stored as {tensor.dtype}, which deepen cannot compute with; "
+            f"give it an unquantised checkpoint ({', '.join(FLOATS)})."
+        )
+    return TensorInfo(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+class ModuleSource(Source):
+    """A live ``PreTrainedModel``."""
+
+    def __init__(self, module: torch.nn.Module, config: Mapping[str, Any]) -> None:
+        """Wrap a module; its tensors are read, never changed."""
+        name = str(config.get("_name_or_path") or type(module).__name__)
+        self.name = Path(name).name if Path(name).is_dir() else name
+        self.revision = None
+        self.config = config
+        self._tensors = _without_tied_head(module.state_dict())
+        self.infos = {name: info_of(tensor, name) for name, tensor in self._tensors.items()}
+
+    def load(self, name: str) -> Tensor:
+        """Return one tensor of the module, detached, on the CPU."""
+        return self._tensors[name].detach().cpu()
+
+
+class FolderSource(Source):
+    """A Hugging Face checkpoint folder with safetensors or PyTorch ``.bin`` weights."""
+
+    def __init__(self, folder: Path, name: str | None = None, revision: str | None = None) -> None:
+        """Read config.json and the headers of all weight files; load no weights.
+
+        Raises:
+            DeepenError: The folder, its config or its weights are missing, damaged or quantised.
+        """
+        if not folder.is_dir():
+            raise DeepenError(f"There is no folder {str(folder)!r}; check the path.")
+        self.folder = folder
+        self.name = name or folder.resolve().name
+        self.revision = revision
+        self.config = read_config(folder)
+        self._files = _tensor_files(folder)
+        self._pickled: tuple[str, dict[str, Tensor]] | None = None
+        self.infos = self._read_infos()
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the weights are PyTorch ``.bin`` files."""
+        return any(file.suffix == ".bin" for file in self._files.values())
+
+    def load(self, name: str) -> Tensor:
+        """Return one tensor in its stored dtype, mapped from disk."""
+        file = self._files[name]
+        if file.suffix == ".bin":
+            return self._load_pickle(file)[name]
+        # A handle of its own, so that dropping the tensor also drops its pages from memory.
+        with safe_open(file, framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+        return tensor
+
+    def _load_pickle(self, file: Path) -> dict[str, Tensor]:
+        """Map one ``.bin`` file, keeping only the latest in reach."""
+        if self._pickled is None or self._pickled[0] != file.name:
+            self._pickled = None
+            self._pickled = (file.name, _read_pickle(file))
+        return self._pickled[1]
+
+    def _read_infos(self) -> dict[str, TensorInfo]:
+        """Collect dtype and shape of every tensor, checking the index against the files."""
+        in_file: dict[Path, dict[str, TensorInfo]] = {}
+        infos = {}
+        for name, file in list(self._files.items()):
+            if file not in in_file:
+                in_file[file] = self._header(file)
+            if name not in in_file[file]:
+                if file.suffix == ".bin" and name in self._load_pickle(file):
+                    del self._files[name]  # the tied head
+                    continue
+                raise DeepenError(
+                    f"The index says that {file.name!r} holds tensor {name!r}, but it is not "
+                    f"there; fetch or export the checkpoint again."
+                )
+            infos[name] = in_file[file][name]
+        return infos
+
+    def _header(self, file: Path) -> dict[str, TensorInfo]:
+        """Read dtype and shape of the tensors in one weight file."""
+        if file.suffix == ".bin":
+            tensors = _without_tied_head(self._load_pickle(file))
+            return {name: info_of(tensor, name) for name, tensor in tensors.items()}
+        infos = {}
+        with _open_safetensors(file) as handle:
+            for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                part = handle.get_slice(name)
+                if part.get_dtype() not in DTYPES:
+                    info_of(handle.get_tensor(name), name)
+                infos[name] = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
+        return infos
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        DeepenError: It is missing, not JSON, or asks for quantised weights or custom code.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise DeepenError(
+            f"Folder {str(folder)!r} has no config.json; it is not a Hugging Face checkpoint."
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DeepenError(f"{str(file)!r} is not valid JSON ({error}); correct it.") from None
+    if not isinstance(config, dict):
+        raise DeepenError(f"{str(file)!r} does not hold a JSON object; it is not a model's config.")
+    if quantization := config.get("quantization_config"):
+        method = (
+            quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else ""
+        )
+        raise DeepenError(
+            f"The weights of {str(folder)!r} are quantised ({method}); "
+            f"grow the unquantised checkpoint and quantise the result."
+        )
+    if config.get("auto_map"):
+        raise DeepenError(
+            f"{str(file)!r} asks for custom code (auto_map); deepen grows only models that "
+            f"transformers loads by itself."
+        )
+    return config
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Map each tensor name of a checkpoint to the file that holds it."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index = folder / f"{stem}{suffix}.index.json"
+        single = folder / f"{stem}{suffix}"
+        if index.is_file():
+            return _files_of_index(index)
+        if single.is_file():
+            if suffix == ".bin":
+                return dict.fromkeys(_read_pickle(single), single)
+            with _open_safetensors(single) as handle:
+                return dict.fromkeys(handle.keys(), single)
+    raise DeepenError(
+        f"Folder {str(folder)!r} holds no model.safetensors or pytorch_model.bin; "
+        f"fetch the weights."
+    )
+
+
+def _files_of_index(index: Path) -> dict[str, Path]:
+    """Read a shard index; all shards must exist."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): index.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DeepenError(
+            f"{str(index)!r} is not a shard index with a weight_map; fetch it again."
+        ) from None
+    for file in sorted(set(files.values())):
+        if not file.is_file():
+            raise DeepenError(
+                f"Shard {file.name!r} is named by {index.name!r} but missing; fetch it again."
+            )
+    return files
+
+
+def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is not public)
+    """Open a safetensors file; a damaged one is named."""
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise DeepenError(
+            f"{str(file)!r} is truncated or damaged ({error}); fetch it again."
+        ) from None
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """Read a ``.bin`` file without running code from it, mapped from disk if its format allows."""
+    try:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written by torch < 1.6: not a zip file, so it cannot be mapped
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DeepenError(
+            f"{str(file)!r} is damaged or holds more than weights ({reason}); fetch it again."
+        ) from None
+    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop an output head that is the same memory as another tensor, as safetensors files do."""
+    head = tensors.get(_HEAD)
+    tied = head is not None and any(
+        tensor.data_ptr() == head.data_ptr() for name, tensor in tensors.items() if name != _HEAD
+    )
+    return {name: tensor for name, tensor in tensors.items() if not (tied and name == _HEAD)}
+
+
+def note_pickle(source: Source) -> None:
+    """Tell, as a warning, that weights came from ``.bin`` files."""
+    if isinstance(source, FolderSource) and source.is_pickled:
+        warnings.warn(
+            f"{source.name} stores PyTorch .bin files; they were read with weights-only loading "
+            f"and the grown model is written as safetensors.",
+            stacklevel=2,
+        )

@@ -1,0 +1,61 @@
+"""Turn MODEL, a local folder or a hub id, into an open checkpoint."""
+
+import re
+from pathlib import Path
+
+from deepen.base.checkpoint import FolderSource
+from deepen.common.errors import DeepenError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SIDE_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*"]
+_IGNORED = ["original/*", "*consolidated*", "onnx/*", "*.gguf"]
+
+
+def open_checkpoint(model: str | Path, revision: str | None = None) -> FolderSource:
+    """Open a checkpoint for reading; a hub id is fetched into the hub's own cache first.
+
+    Args:
+        model: A folder, or a hub id such as ``meta-llama/Llama-3.1-8B``.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        DeepenError: There is no such folder or hub model, or the checkpoint is damaged.
+    """
+    folder = Path(model)
+    if folder.exists() or not _HUB_ID.fullmatch(str(model)):
+        return FolderSource(folder)
+    snapshot = _fetch(str(model), revision)
+    # The hub's cache names a snapshot's folder after its commit.
+    return FolderSource(snapshot, name=str(model), revision=snapshot.name)
+
+
+def _fetch(repo_id: str, revision: str | None) -> Path:
+    """Download a model's files, or find them in the cache, preferring safetensors over ``.bin``."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def download(weights: str) -> Path:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=[*_SIDE_FILES, weights],
+                ignore_patterns=_IGNORED,
+            )
+        )
+
+    try:
+        snapshot = download("*.safetensors")
+        if not any(snapshot.glob("*.safetensors")):
+            snapshot = download("*.bin")
+    except LocalEntryNotFoundError:
+        raise DeepenError(
+            f"{repo_id!r} is neither a folder here nor in the hub's cache, and the hub cannot be "
+            f"reached; check the path, or fetch the model while online."
+        ) from None
+    except HfHubHTTPError as error:
+        raise DeepenError(
+            f"The hub refused {repo_id!r} ({str(error).splitlines()[0]}); "
+            f"check the name, and `hf auth login` for gated models."
+        ) from None
+    return snapshot

@@ -1,0 +1,218 @@
+"""The base model as every stage sees it: a source, its anatomy, its blocks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
+from deepen.base.checkpoint import Source, is_finite, positions_of
+from deepen.base.hub import open_checkpoint
+from deepen.common.errors import DeepenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class LazyBlock(Mapping[str, Tensor]):
+    """One block whose logical tensors are loaded, checked and moved to a device on access."""
+
+    def __init__(self, source: Source, anatomy: Anatomy, index: int, device: torch.device) -> None:
+        """Remember where the tensors are; load none."""
+        self._source, self._index, self._device = source, index, device
+        self._family, self._anatomy = anatomy.family, anatomy.blocks[index]
+
+    def __getitem__(self, logical: str) -> Tensor:
+        """Load one logical tensor in its stored dtype.
+
+        Raises:
+            DeepenError: It holds NaN or Inf.
+        """
+        place = self._anatomy.places[logical]
+        name = self._family.name(self._index, place.suffix)
+        tensor = place.read(self._source.load(name), self._anatomy.sizes)
+        if not is_finite(tensor):
+            raise DeepenError(
+                f"Source block {self._index} holds NaN or Inf in tensor {name!r}; "
+                f"new blocks made from it would be broken, so give it a sound checkpoint."
+            )
+        return _aligned(tensor).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of its logical tensors."""
+        return iter(self._anatomy.block)
+
+    def __len__(self) -> int:
+        """Return the number of logical tensors."""
+        return len(self._anatomy.block)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Copy a tensor that was mapped from an odd place of a file.
+
+    Products of such memory can round otherwise, and how a checkpoint lays its tensors out must not
+    change what is made of it.
+    """
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be grown."""
+
+    source: Source
+    """Its config and tensors."""
+    resolved: Mapping[str, Any]
+    """Its config with the family's defaults filled in by transformers."""
+    anatomy: Anatomy
+    """What its blocks are made of."""
+
+    @property
+    def family(self) -> Family:
+        """The family's table, with the tensor names that this checkpoint uses."""
+        return self.anatomy.family
+
+    @property
+    def blocks_path(self) -> str:
+        """The path of the blocks in transformers' own model, for ``get_submodule``."""
+        return FAMILIES[self.family.model_type].block_prefix.rstrip(".")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.anatomy.depth
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has; ``None`` if it does not say."""
+        return positions_of(self.resolved)
+
+    def block(self, index: int, device: torch.device) -> LazyBlock:
+        """Return one block, to be loaded on access."""
+        return LazyBlock(self.source, self.anatomy, index, device)
+
+    def parameters_of(self, index: int) -> int:
+        """Return the number of parameters of one block."""
+        infos, stored = self.source.infos, self.anatomy.blocks[index].stored
+        return sum(
+            infos[self.family.name(index, suffix)].parameters
+            for suffix, spec in stored.items()
+            if not spec.is_buffer
+        )
+
+
+def open_model(model: str | Path, revision: str | None = None) -> Model:
+    """Open a checkpoint folder or a hub id as a base.
+
+    Raises:
+        DeepenError: It is missing, damaged, quantised, or of a family that deepen does not know.
+    """
+    return as_model(open_checkpoint(model, revision))
+
+
+def as_model(source: Source) -> Model:
+    """Match a source against the table of its family.
+
+    Raises:
+        DeepenError: The family or one of its tensors is unknown, the config is invalid, or it
+            describes a model that cannot be grown.
+    """
+    family = _family(source)
+    resolved = _resolve(source, family)
+    for refusal in family.refusals:
+        if refusal.when(resolved):
+            raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
+    anatomy = dissect(family, resolved, source.shapes)
+    for index, block in enumerate(anatomy.blocks):
+        for suffix, spec in block.stored.items():
+            info = source.infos[anatomy.family.name(index, suffix)]
+            if not (spec.is_buffer or info.is_float):
+                raise DeepenError(
+                    f"Tensor {anatomy.family.name(index, suffix)!r} is stored as {info.dtype}, "
+                    f"which deepen cannot compute with; give it an unquantised checkpoint."
+                )
+    tied, head = resolved.get("tie_word_embeddings", True), anatomy.family.head
+    if head not in anatomy.outside and not tied:
+        raise DeepenError(
+            f"The checkpoint lacks tensor {head!r}, and config.json does not tie it to the "
+            f"embeddings (tie_word_embeddings); fetch or export it again."
+        )
+    return Model(source, resolved, anatomy)
+
+
+def transformers_config(source: Source) -> "PreTrainedConfig":
+    """Return transformers' config object of a source."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[source.config["model_type"]].from_dict(_untagged(source.config))
+
+
+def _untagged(value: Any) -> Any:  # noqa: ANN401 (anything that JSON holds)
+    """Return a part of config.json with the numbers that JSON lacks: transformers tags infinity."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _untagged(entry) for key, entry in value.items()}
+    return [_untagged(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _family(source: Source) -> Family:
+    """Find the table of a source's family.
+
+    Raises:
+        DeepenError: There is none.
+    """
+    model_type = source.config.get("model_type")
+    if model_type is None:
+        raise DeepenError(f"config.json of {source.name} names no model_type; correct it.")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if model_type in REFUSED:
+        raise DeepenError(
+            f"{source.name} is of family {model_type!r}, which deepen does not grow: "
+            f"{REFUSED[model_type]}."
+        )
+    if source.config.get("is_encoder_decoder"):
+        what = "an encoder-decoder model; deepen grows decoders alone"
+    elif text := _text_model(source.config):
+        kind = "vision-language" if "vision_config" in source.config else "multimodal"
+        what = f"a {kind} model, and deepen does not grow its text model {text!r} either"
+        if text in FAMILIES:
+            what = (
+                f"a {kind} model; save its text model as a checkpoint of its own, of "
+                f"family {text!r}, as docs/architectures.md shows, and grow that"
+            )
+    else:
+        what = (
+            f"of family {model_type!r}, which deepen cannot grow yet; "
+            f"docs/architectures.md lists the {len(FAMILIES)} that it can"
+        )
+    raise DeepenError(f"{source.name} is {what}.")
+
+
+def _text_model(config: Mapping[str, Any]) -> str | None:
+    """Return the family of the text model inside a larger one; ``None`` if it is none such."""
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        return str(text.get("model_type", "unknown"))
+    seeing = any(key.endswith("_config") and "vision" in key for key in config)
+    return "unknown" if seeing else None
+
+
+def _resolve(source: Source, family: Family) -> dict[str, Any]:
+    """Fill in the family's defaults as transformers does."""
+    try:
+        config = transformers_config(source)
+        # A config that counts its blocks by the length of a list does not store the number.
+        depth = {family.depth_field: getattr(config, family.depth_field)}
+        resolved: dict[str, Any] = depth | config.to_dict()
+    except Exception as error:  # the config classes raise many types, all for a wrong config
+        reason = " ".join(str(error).split())
+        raise DeepenError(
+            f"transformers rejects config.json of {source.name} ({reason}); correct it."
+        ) from None
+    return resolved

@@ -1,0 +1,1 @@
+"""Small things that every stage needs: errors, progress, settings, files, devices."""

@@ -1,0 +1,228 @@
+"""YAML files that people write: read them, override keys, check them against a schema."""
+
+import copy
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from deepen.common.errors import DeepenError
+
+Tree = dict[str, Any]
+"""What a YAML file holds: keys to values, lists and further trees."""
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Base of everything that is read from YAML: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """YAML with 1e-3 as a number, as in YAML 1.2, and without silently repeated keys."""
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes what ``_Loader`` reads back: a text that looks like 1e-3 is quoted."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
+    """Read a mapping, refusing a key that stands there twice."""
+    loader.flatten_mapping(node)
+    tree: Tree = {}
+    for key_node, value_node in node.value:
+        key = str(loader.construct_object(key_node, deep=True))
+        if key in tree:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} stands there twice", key_node.start_mark
+            )
+        tree[key] = loader.construct_object(value_node, deep=True)
+    return tree
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(path: str | Path) -> Tree:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        DeepenError: It is missing, not YAML, or not keys and values.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DeepenError(f"{str(file)!r} cannot be read ({reason}); check the path.") from None
+    tree = _parse(text, repr(str(file)))
+    if not isinstance(tree, dict):
+        raise DeepenError(f"{str(file)!r} holds no keys and values; see examples/ for the form.")
+    return tree
+
+
+def write_yaml(path: Path, tree: Tree) -> None:
+    """Write a tree so that ``read_yaml`` reads the same one."""
+    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """Return a copy of a tree with some values replaced.
+
+    Args:
+        tree: Keys and values.
+        overrides: Each ``dotted.key=value``, the value as YAML reads it; a number in the dotted
+            key is a place in a list.
+
+    Raises:
+        DeepenError: An override is not of that form, or leads through a value that has no keys.
+    """
+    changed = copy.deepcopy(tree)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = [key.strip() for key in dotted.split(".")]
+        if not equals or not all(keys):
+            raise DeepenError(
+                f"Override {override!r} is not of the form key=value, for example "
+                f"training.learning_rate=1e-4."
+            )
+        _assign(changed, keys, _parse(text, f"the value of override {override!r}"), override)
+    return changed
+
+
+def _assign(tree: Tree, keys: Sequence[str], value: object, override: str) -> None:
+    """Set one value deep in a tree, making the mappings on the way."""
+    place: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            step: Any = int(key)
+        elif isinstance(place, dict):
+            step = key
+            if not last and place.get(key) is None:
+                place[key] = {}
+        else:
+            raise DeepenError(
+                f"Override {override!r} does not fit: {'.'.join(keys[:depth])!r} has no {key!r}."
+            )
+        if last:
+            place[step] = value
+        else:
+            place = place[step]
+
+
+def _parse(text: str, name: str) -> Any:  # noqa: ANN401 (whatever the YAML holds)
+    """Read YAML text."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise DeepenError(f"YAML cannot read {name} ({problem}{where}); correct it.") from None
+
+
+def validate(model_class: type[ModelT], tree: Tree, source_name: str) -> ModelT:
+    """Check a tree against a schema.
+
+    Args:
+        model_class: The schema.
+        tree: Keys and values.
+        source_name: What to call the tree in an error, for example the file's name.
+
+    Raises:
+        DeepenError: A key is unknown or missing, or a value does not fit.
+    """
+    try:
+        return model_class.model_validate(tree)
+    except ValidationError as error:
+        # A union reports every branch; the branch that got furthest is the one that was meant.
+        problems = error.errors()
+        meant = max(problems, key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))
+        raise DeepenError(_sentence(model_class, meant, source_name)) from None
+
+
+def _sentence(model_class: type[BaseModel], problem: ErrorDetails, source: str) -> str:
+    """Say what is wrong with one key."""
+    models, keys = _walk(model_class, problem["loc"])
+    dotted, parent = ".".join(keys), "".join(f"{key}." for key in keys[:-1])
+    if problem["type"] == "extra_forbidden":
+        return f"Unknown key {dotted!r} in {source}; {_hint(model_class, models, keys)}"
+    if problem["type"] == "missing":
+        return f"{source} lacks the key {dotted!r}; add it."
+    reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if problem["type"] == "value_error":
+        place = f"{dotted!r} in {source}" if keys else source
+        return f"{place} is not usable: {reason}."
+    reason = reason[0].lower() + reason[1:]
+    return f"{parent + keys[-1]!r} in {source} cannot be {problem['input']!r}: {reason}."
+
+
+def _hint(model_class: type[BaseModel], models: list[type[BaseModel]], keys: list[str]) -> str:
+    """Name the valid key that an unknown one may have meant."""
+    known = list(dict.fromkeys(name for model in models for name in model.model_fields))
+    parent = "".join(f"{key}." for key in keys[:-1])
+    if near := get_close_matches(keys[-1], known, n=1, cutoff=0.7):
+        return f"did you mean {parent + near[0]!r}?"
+    elsewhere = [place for place in _places(model_class) if place.split(".")[-1] == keys[-1]]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    if near := get_close_matches(keys[-1], known, n=1, cutoff=0.5):
+        return f"did you mean {parent + near[0]!r}?"
+    return f"choose one of: {', '.join(known)}."
+
+
+def _walk(
+    model_class: type[BaseModel], loc: Sequence[int | str]
+) -> tuple[list[type[BaseModel]], list[str]]:
+    """Follow an error's location: the schemas that its last key belongs to, and its real keys.
+
+    pydantic mixes the names of a union's branches into the location; they are left out.
+    """
+    models: list[type[BaseModel]] = [model_class]
+    keys: list[str] = []
+    for index, entry in enumerate(loc):
+        fields = [model.model_fields[entry] for model in models if entry in model.model_fields]
+        last = index == len(loc) - 1
+        if isinstance(entry, int) or last or fields:
+            branch = isinstance(entry, str) and not fields and not models
+            if not branch:
+                keys.append(str(entry))
+        if fields and not last:
+            models = [m for field in fields for m in _models_in(field.annotation)]
+    return models, keys
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 (any type)
+    """Find the schemas inside a type such as ``list[Arm | str] | None``."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _places(model_class: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a schema."""
+    for name, field in model_class.model_fields.items():
+        yield prefix + name
+        for inner in _models_in(field.annotation):
+            yield from _places(inner, f"{prefix}{name}.")

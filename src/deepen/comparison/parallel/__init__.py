@@ -1,0 +1,1 @@
+"""Arms in processes of their own, and a machine shared out among them."""

@@ -1,0 +1,252 @@
+"""What a study's records say together: scores, means over seeds, paired differences.
+
+All statistics of a study are here, as pure functions of records; the report only shows them.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from deepen.records.evaluation import EvalRecord
+from deepen.records.study import ArmRecord, PairedDifference
+from deepen.records.training import LossPoint
+
+CONFIDENCE = 0.95
+"""Of all intervals."""
+BASE = "base"
+"""Label of the arm that is the un-grown base."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number that a model got."""
+
+    kind: Literal["text", "task"]
+    """Whether it was measured on a text file or by a task."""
+    subject: str
+    """The file, or the task."""
+    metric: str
+    """What was measured."""
+    value: float
+    """What came out."""
+    higher_is_better: bool
+    """Direction."""
+
+    @property
+    def name(self) -> str:
+        """The score's name in ``PairedDifference``."""
+        return f"{self.metric} {'on' if self.kind == 'text' else 'of'} {self.subject}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over the seeds of an arm."""
+
+    mean: float
+    """Mean over seeds."""
+    low: float
+    """Lowest of all seeds."""
+    high: float
+    """Highest of all seeds."""
+    deviation: float | None
+    """Standard deviation of a sample; ``None`` with one seed."""
+    seeds: int
+    """Number of seeds."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One point of an arm's curve."""
+
+    tokens: int
+    """Tokens seen."""
+    seconds: float
+    """Training time, mean over seeds."""
+    value: Spread
+    """The quantity that is drawn."""
+
+
+def scores(evaluation: EvalRecord) -> list[Score]:
+    """List every number of an evaluation; the mean accuracy of its tasks, if several, is last."""
+    found = []
+    for text in evaluation.texts:
+        for metric in ("token_perplexity", "loss_nats_per_token", "bits_per_byte"):
+            found.append(Score("text", text.file, metric, getattr(text, metric), False))
+    for task in evaluation.tasks:
+        found.append(Score("task", task.task, task.metric, task.value, task.higher_is_better))
+    accuracies = [score.value for score in found if score.kind == "task" and score.metric == "acc"]
+    if len(accuracies) > 1:
+        mean = statistics.fmean(accuracies)
+        found.append(Score("task", f"{len(accuracies)} tasks", "mean acc", mean, True))
+    return found
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise one number over seeds.
+
+    Args:
+        values: One for each seed, at least one.
+    """
+    return Spread(
+        mean=statistics.fmean(values),
+        low=min(values),
+        high=max(values),
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        seeds=len(values),
+    )
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Return the mean and the ends of its confidence interval by Student's t.
+
+    Args:
+        differences: One for each seed, at least one; with one there is no interval.
+    """
+    from scipy.stats import t
+
+    mean, n = statistics.fmean(differences), len(differences)
+    if n < 2:
+        return mean, None, None
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def of_arm(records: Iterable[ArmRecord], arm: str) -> list[ArmRecord]:
+    """Return the records of one arm, by seed."""
+    return sorted((r for r in records if r.arm == arm), key=lambda record: record.seed)
+
+
+def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
+    """Return the records with fine-tuning, run and scores, in the place of pre-training.
+
+    Records without fine-tuning are left out.
+    """
+    return [
+        record.model_copy(update={"train": record.fine_tuning, "after": record.after_fine_tuning})
+        for record in records
+        if record.fine_tuning is not None and record.after_fine_tuning is not None
+    ]
+
+
+def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[PairedDifference]:
+    """Compare every arm with the base, and every arm with every later one, in every score.
+
+    Only the seeds that both arms have count.
+
+    Args:
+        records: Lines of records.jsonl.
+        arms: Labels in the order of the study.
+    """
+    values = {
+        (record.arm, record.seed): {score.name: score.value for score in scores(record.after)}
+        for record in records
+    }
+    grown = [arm for arm in arms if arm != BASE]
+    pairs = [(arm, BASE) for arm in grown if BASE in arms] + list(combinations(grown, 2))
+    found = []
+    for arm, other in pairs:
+        seeds = sorted(s for a, s in values if a == arm and (other, s) in values)
+        for name in values[arm, seeds[0]] if seeds else ():
+            mean, low, high = interval(
+                [values[arm, seed][name] - values[other, seed][name] for seed in seeds]
+            )
+            found.append(
+                PairedDifference(
+                    arm=arm,
+                    other=other,
+                    score=name,
+                    seeds=len(seeds),
+                    mean=mean,
+                    low=low,
+                    high=high,
+                )
+            )
+    return found
+
+
+def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
+    """Summarise how large one arm's new hidden weights are beside those of the upper parents.
+
+    Returns:
+        Role → median over new blocks and seeds of the median row norm; none where none were fused.
+    """
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for block in record.alignment.blocks if record.alignment else ():
+            for role, ratio in block.norm_ratios.items():
+                found.setdefault(role, []).append(ratio)
+    return {role: statistics.median(ratios) for role, ratios in found.items()}
+
+
+def loss_curve(records: Sequence[ArmRecord]) -> list[CurvePoint]:
+    """Return the training loss of one arm over its seeds, at the steps that all of them have."""
+    return _curve([{point.step: point for point in record.train.curve} for record in records])
+
+
+def loss_against(records: Sequence[ArmRecord], others: Sequence[ArmRecord]) -> list[CurvePoint]:
+    """Return the training loss of one arm minus another's on the same tokens, paired by seed.
+
+    Both have read the same sequences up to every step, so that the difference is free of the noise
+    that the data's order makes.
+    """
+    by_seed = {record.seed: record for record in others}
+    differences = []
+    for record in records:
+        if record.seed not in by_seed:
+            continue
+        theirs = {p.step: p.loss_nats_per_token for p in by_seed[record.seed].train.curve}
+        differences.append(
+            {
+                point.step: point.model_copy(
+                    update={"loss_nats_per_token": point.loss_nats_per_token - theirs[point.step]}
+                )
+                for point in record.train.curve
+                if point.step in theirs
+            }
+        )
+    return _curve(differences)
+
+
+def _curve(runs: Sequence[dict[int, LossPoint]]) -> list[CurvePoint]:
+    """Summarise runs step by step."""
+    if not runs:
+        return []
+    common = sorted(set.intersection(*(set(run) for run in runs)))
+    return [
+        CurvePoint(
+            tokens=runs[0][step].tokens,
+            seconds=statistics.fmean(run[step].wall_seconds for run in runs),
+            value=spread([run[step].loss_nats_per_token for run in runs]),
+        )
+        for step in common
+    ]
+
+
+def thinned(curve: Sequence[CurvePoint], most: int = 150) -> list[CurvePoint]:
+    """Return a curve of at most that many points, each the mean of neighbouring ones.
+
+    Args:
+        curve: Points in order.
+        most: Largest number of points.
+    """
+    size = -(-len(curve) // most)
+    if size <= 1:
+        return list(curve)
+    groups = [curve[i : i + size] for i in range(0, len(curve), size)]
+    return [
+        CurvePoint(
+            tokens=group[-1].tokens,
+            seconds=group[-1].seconds,
+            value=Spread(
+                mean=statistics.fmean(point.value.mean for point in group),
+                low=statistics.fmean(point.value.low for point in group),
+                high=statistics.fmean(point.value.high for point in group),
+                deviation=None,
+                seeds=group[0].value.seeds,
+            ),
+        )
+        for group in groups
+    ]

@@ -1,0 +1,1 @@
+"""From a plan to an ordinary checkpoint, tensor by tensor."""

@@ -1,0 +1,96 @@
+"""The model card (README.md) of a grown checkpoint."""
+
+from pathlib import Path
+
+from deepen.records.growth import GrowRecord
+
+_TEMPLATE = """\
+# {name}, grown from {base_depth} to {depth} blocks
+
+This model is {base} with {new} new Transformer blocks, made by `{method}` ({reference}) with deepen
+{version}. It loads with `AutoModelForCausalLM.from_pretrained` and needs no custom code.
+
+{promise}
+
+| | base | this model |
+|---|---|---|
+| blocks | {base_depth} | {depth} |
+| parameters | {base_parameters:,} | {parameters:,} |
+| new parameters | | {new_parameters:,} |
+
+- New blocks, counted from 0: {new_blocks}
+- Options: {options}
+- Seed: {seed}
+
+The whole lineage stands in `config.json` under `deepen`.
+
+## How to train it
+
+{training}
+"""
+
+_IDENTITY = (
+    "**It has not been trained yet.** Until it is, it computes exactly what the base computes: the "
+    "new blocks add nothing to the residual stream. `deepen verify BASE THIS` shows it."
+)
+_MOVED = (
+    "**It has not been trained yet, and it needs to be:** the new blocks change what the model "
+    "computes. `deepen verify BASE THIS` says how far it moved."
+)
+_TRAIN_NEW = """\
+Train the new blocks only and freeze everything else:
+
+```python
+new = set(model.config.deepen["new_blocks"])
+model.requires_grad_(False)
+for index, block in enumerate(model.get_submodule("{blocks}")):
+    block.requires_grad_(index in new)
+```"""
+_TRAIN_ALL = "Train everything, as the method's paper does."
+
+
+def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
+    """Write the card: what was done, and how to train the result.
+
+    Args:
+        base: The base's folder; licence and languages are taken from its card.
+        record: The growth.
+        blocks: The path of the blocks in transformers' model.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    step = record.step
+    hub_id = step.base.name if step.base.revision else None
+    inherited = {}
+    card = base / "README.md"
+    if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        front = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        fields = ("license", "license_name", "license_link", "language")
+        inherited = {field: front[field] for field in fields if field in front}
+    data = ModelCardData(
+        base_model=hub_id,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["deepen", "depth-up-scaling", step.method],
+        **inherited,
+    )
+    options = ", ".join(f"{key} = {value}" for key, value in record.chosen_options.items())
+    text = _TEMPLATE.format(
+        name=step.base.name.rpartition("/")[2],
+        base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else step.base.name,
+        base_depth=record.base_depth,
+        depth=record.depth,
+        new=len(step.new_blocks),
+        method=step.method,
+        reference=step.reference,
+        version=step.versions["deepen"],
+        promise=_IDENTITY if step.preserves_function else _MOVED,
+        base_parameters=record.base_parameters,
+        parameters=record.parameters,
+        new_parameters=record.new_parameters,
+        new_blocks=", ".join(map(str, step.new_blocks)),
+        options=options or "the method's defaults",
+        seed=step.seed,
+        training=_TRAIN_NEW.format(blocks=blocks) if step.trains == "new_blocks" else _TRAIN_ALL,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"

@@ -1,0 +1,121 @@
+"""Keep config.json true for a deeper stack."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from deepen.base.anatomy.family import Family
+from deepen.common.errors import DeepenError
+from deepen.planning.plan import Plan
+
+# Lists that count something else: tokens, classes, frequencies of RoPE.
+_NOT_PER_LAYER = frozenset(
+    {
+        "architectures",
+        "eos_token_id",
+        "bad_words_ids",
+        "pad_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "keys_to_ignore_at_inference",
+        "short_factor",
+        "long_factor",
+        "mrope_section",
+        "time_step_limit",
+        "mlp_multipliers",
+        "ssm_multipliers",
+        "mtp_layers_block_type",
+        "deepen",
+    }
+)
+
+
+def grown_config(
+    config: Mapping[str, Any], resolved: Mapping[str, Any], family: Family, plan: Plan
+) -> dict[str, Any]:
+    """Return the config of the grown model.
+
+    Args:
+        config: The base's config.json; everything in it that does not count blocks is kept.
+        resolved: The same config with the family's defaults filled in by transformers. A list with
+            one entry per block that the file leaves out would be made anew from the larger count,
+            and kept blocks would change their type; so it is taken from here and written out.
+        family: The table that names the per-layer fields.
+        plan: The new stack.
+
+    Raises:
+        DeepenError: A field looks like one entry per block, but the family's table has no word
+            on it.
+    """
+    explicit = family.explicit(resolved) if family.explicit else {}
+    resolved = {**resolved, **explicit}
+    grown = {**config, **explicit, family.depth_field: plan.depth}
+    if family.for_depth:
+        grown |= family.for_depth(resolved, plan.depth)
+    grown |= {field: plan.depth for field in family.depth_aliases if field in config}
+    _refuse_unknown((config, resolved), family, plan.base_depth)
+    for field in family.per_layer_lists:
+        entries = grown.get(field) or resolved.get(field)
+        if isinstance(entries, list | tuple | str):
+            grown[field] = _extended(field, entries, plan)
+    for field in family.index_lists:
+        entries = grown.get(field) or resolved.get(field)
+        if isinstance(entries, list | tuple):
+            listed = {int(entry) % plan.base_depth for entry in entries}
+            grown[field] = [i for i, parent in enumerate(plan.type_parents) if parent in listed]
+    for field in family.prefix_counts:
+        count = config.get(field, resolved.get(field))
+        if isinstance(count, int):
+            grown[field] = _counted(field, count, plan)
+    if overrides := resolved.get("per_layer_config"):  # of any family: block → its own values
+        by_block = {int(index): entry for index, entry in overrides.items()}
+        parents = enumerate(plan.type_parents)
+        grown["per_layer_config"] = {str(i): by_block[p] for i, p in parents if p in by_block}
+    return grown | (family.rewrite(config, plan.type_parents) if family.rewrite else {})
+
+
+def _refuse_unknown(configs: Iterable[Mapping[str, Any]], family: Family, depth: int) -> None:
+    """Refuse lists with one entry per block that no table knows.
+
+    Raises:
+        DeepenError: There is one.
+    """
+    known = {*family.per_layer_lists, *family.index_lists}
+    for config in configs:
+        for field in _lists(config, depth):
+            if field not in known:
+                raise DeepenError(
+                    f"config.json has a list {field!r} with one entry per block; deepen does not "
+                    f"know how a {family.model_type!r} model uses it and would have to guess."
+                )
+
+
+def _extended(field: str, entries: Sequence[Any], plan: Plan) -> list[Any] | str:
+    """Give every block its parent's entry of a list, or character of a string."""
+    if len(entries) != plan.base_depth:
+        raise DeepenError(
+            f"config.json has {len(entries)} entries in {field!r} for {plan.base_depth} "
+            f"blocks; correct the checkpoint."
+        )
+    chosen = [entries[parent] for parent in plan.type_parents]
+    return "".join(chosen) if isinstance(entries, str) else chosen
+
+
+def _counted(field: str, count: int, plan: Plan) -> int:
+    """Count the leading blocks of a kind again."""
+    inside = [parent < count for parent in plan.type_parents]
+    leading = inside.index(False) if False in inside else plan.depth
+    if sum(inside) != leading:
+        raise DeepenError(
+            f"config.json counts the first {count} blocks in {field!r}, and the new blocks "
+            f"would not leave them together; choose another placement."
+        )
+    return leading + max(0, count - plan.base_depth)
+
+
+def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Yield the fields, nested ones too, that hold one entry per block."""
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _lists(value, depth)
+        elif isinstance(value, list | tuple) and len(value) == depth > 1:
+            yield from {field} - _NOT_PER_LAYER

@@ -1,0 +1,152 @@
+"""Grow a checkpoint into a checkpoint, or a live module into a live module."""
+
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepen.base.checkpoint import FolderSource, ModuleSource, note_pickle
+from deepen.base.model import Model, as_model, open_model
+from deepen.common.progress import Progress, silent
+from deepen.common.system import peak_resident_bytes
+from deepen.growth.card import model_card
+from deepen.growth.fuse import Growth, grown_tensors
+from deepen.growth.preview import config_of, grow_record, lineage_of, requested, resolve
+from deepen.growth.side_files import copy_side_files
+from deepen.growth.staging import check_out, staged
+from deepen.growth.write import ShardWriter
+from deepen.records.growth import GrowRecord, GrowRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def grow(
+    model: str | Path,
+    out: str | Path,
+    request: GrowRequest | None = None,
+    *,
+    revision: str | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    **how: Any,
+) -> GrowRecord:
+    """Grow a checkpoint and write the result as an ordinary Hugging Face checkpoint.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        out: Folder to write; it appears when it is whole.
+        request: How to grow.
+        revision: Branch, tag or commit on the hub.
+        max_shard_size: Largest size of a weight file, in bytes or as in ``"5GB"``.
+        overwrite: Replace an existing checkpoint at ``out``.
+        resume: Continue a killed run; the result has the bytes of an uninterrupted one.
+        progress: Called with the stage and the finished share of it.
+        **how: Fields of ``GrowRequest``, instead of ``request`` or over it.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DeepenError: The model, the request or the place is unusable; nothing is then written.
+    """
+    started = time.perf_counter()
+    asked, out = requested(request, how), Path(out)
+    with _notes() as notes:
+        base = open_model(model, revision)
+        assert isinstance(base.source, FolderSource)
+        check_out(out, base.source.folder, overwrite=overwrite)
+        note_pickle(base.source)
+        growth = resolve(base, asked, progress)
+        lineage = lineage_of(growth)
+        config, record = config_of(growth, lineage), grow_record(growth, lineage)
+        same = {"step": record.step.model_dump(), "max_shard_size": str(max_shard_size)}
+        with staged(out, same, record.weight_bytes, resume=resume, overwrite=overwrite) as folder:
+            _write_weights(growth, folder, max_shard_size, progress)
+            _write_side_files(base, base.source.folder, folder, config, record)
+            if FolderSource(folder).infos != growth.layout:
+                raise RuntimeError(f"what was written to {folder} does not read back as planned")
+        proofs = list(growth.prepared.proofs)
+    return record.model_copy(
+        update={
+            "out": str(out),
+            "proofs": proofs,
+            "notes": notes,
+            "wall_seconds": time.perf_counter() - started,
+            "peak_bytes": peak_resident_bytes(),
+        }
+    )
+
+
+def grow_model(
+    module: "PreTrainedModel",
+    request: GrowRequest | None = None,
+    **how: Any,
+) -> "PreTrainedModel":
+    """Grow a live model in memory, through the same code as ``grow``.
+
+    Args:
+        module: A causal language model of a known family; it is left as it is.
+        request: How to grow.
+        **how: Fields of ``GrowRequest``, instead of ``request`` or over it.
+
+    Returns:
+        A new model of the same class, dtype and device that shares no memory with ``module``; its
+        ``config.deepen`` is the entry that ``grow`` writes to config.json.
+
+    Raises:
+        DeepenError: The model or the request is not one that can be grown.
+    """
+    base = as_model(ModuleSource(module, module.config.to_dict()))
+    growth = resolve(base, requested(request, how))
+    grown: Any = type(module).from_pretrained(
+        None,
+        config=type(module.config).from_dict(config_of(growth, lineage_of(growth))),
+        state_dict={name: tensor.clone() for name, tensor in grown_tensors(growth)},
+        dtype=module.dtype,
+    )
+    return grown.to(device=module.device).train(module.training)
+
+
+def _write_weights(
+    growth: Growth, folder: Path, max_shard_size: int | str, progress: Progress
+) -> None:
+    """Stream the grown model's tensors into shards."""
+    layout = growth.layout
+    total = sum(info.nbytes for info in layout.values())
+    with closing(ShardWriter(folder, layout, max_shard_size)) as writer:
+        done = sum(info.nbytes for name, info in layout.items() if not writer.wants(name))
+        for name, tensor in grown_tensors(growth, writer.wants):
+            progress(f"{growth.method.name}: writing", done / total)
+            writer.write(name, tensor)
+            done += layout[name].nbytes
+        writer.finish()
+    progress(f"{growth.method.name}: writing", 1.0)
+
+
+def _write_side_files(
+    base: Model, source: Path, folder: Path, config: Mapping[str, Any], record: GrowRecord
+) -> None:
+    """Write config.json and the model card; bring the tokenizer and everything else along."""
+    copy_side_files(source, folder)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    card = model_card(source, record, base.blocks_path)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _notes() -> Iterator[list[str]]:
+    """Collect the warnings of a growth as sentences, equal ones counted."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    counted = Counter(str(warning.message) for warning in caught)
+    notes.extend(text if n == 1 else f"{text} ({n} times)" for text, n in counted.items())

@@ -1,0 +1,165 @@
+"""Say what growing would do, and what training the result would cost, before either is done."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deepen import methods
+from deepen.base.model import Model, open_model
+from deepen.common import device as devices
+from deepen.common.progress import Progress, silent
+from deepen.common.settings import validate
+from deepen.common.system import versions
+from deepen.growth.config import grown_config
+from deepen.growth.fuse import Growth
+from deepen.methods.options import parse_options
+from deepen.planning import placement
+from deepen.planning.cost import estimate, placements
+from deepen.planning.parents import paired
+from deepen.planning.placement import PlacementRequest
+from deepen.records.cost import Precision
+from deepen.records.growth import (
+    FIELD,
+    BaseIdentity,
+    GrowRecord,
+    GrowRequest,
+    Lineage,
+    PlanRecord,
+    Step,
+    read_lineage,
+)
+
+_LONGEST_DEFAULT = 2048
+
+
+def plan(
+    model: str | Path,
+    request: GrowRequest | None = None,
+    *,
+    revision: str | None = None,
+    sequence_length: int | None = None,
+    sequences: int = 1,
+    precision: Precision = "bfloat16",
+    activation_checkpointing: bool = False,
+    **how: Any,
+) -> PlanRecord:
+    """Say what ``grow`` would do and what training would cost; nothing is written.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        request: How to grow.
+        revision: Branch, tag or commit on the hub.
+        sequence_length: Tokens in a training sequence; by default 2048, or as many as the model
+            has positions.
+        sequences: Sequences in one forward pass of one process.
+        precision: Arithmetic of training.
+        activation_checkpointing: Whether blocks compute their activations anew.
+        **how: Fields of ``GrowRequest``, instead of ``request`` or over it.
+
+    Raises:
+        DeepenError: The model or the request is not one that can be grown.
+    """
+    base = open_model(model, revision)
+    growth = resolve(base, requested(request, how))
+    conditions: Any = {
+        "sequence_length": sequence_length
+        or min(_LONGEST_DEFAULT, base.positions or _LONGEST_DEFAULT),
+        "sequences": sequences,
+        "precision": precision,
+        "activation_checkpointing": activation_checkpointing,
+    }
+    trains = growth.method.trains
+    return PlanRecord(
+        growth=grow_record(growth, lineage_of(growth)),
+        cost=estimate(base, growth.plan, trains=trains, label="this plan", **conditions),
+        alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
+    )
+
+
+def requested(request: GrowRequest | None, how: Mapping[str, Any]) -> GrowRequest:
+    """Check keyword arguments and put them over a request.
+
+    Raises:
+        DeepenError: There is no such field, or a value does not fit.
+    """
+    given = {} if request is None else request.model_dump(exclude_unset=True)
+    chosen = {key: value for key, value in how.items() if key != "options" or value is not None}
+    return validate(GrowRequest, {**given, **chosen}, "the request")
+
+
+def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> Growth:
+    """Turn a request into everything that determines the grown model.
+
+    Raises:
+        DeepenError: The method, an option, the placement or the device is unknown or does not fit.
+    """
+    method = methods.get(request.method)
+    device = devices.choose(request.device)
+    where = PlacementRequest(
+        depth=base.depth,
+        new_layers=request.new_layers,
+        placement=placement.parse(request.placement) if request.placement else None,
+        per_gap=request.per_gap,
+        scores=partial(_scores, base, device),
+    )
+    new = paired(method.place(where), base.anatomy, base.resolved)
+    options = parse_options(method, request.options)
+    return Growth(base, request, new, method, options, device, progress)
+
+
+def _scores(base: Model, device: Any) -> list[float]:  # noqa: ANN401 (a torch device)
+    """Say how well the blocks around each gap align."""
+    from deepen.alignment.measure import gap_scores
+
+    return gap_scores(base, device)
+
+
+def lineage_of(growth: Growth) -> Lineage:
+    """Return the ``deepen`` entry of the grown model."""
+    base, before = growth.base, read_lineage(growth.base.source.config)
+    step = Step(
+        method=growth.method.name,
+        reference=growth.method.reference,
+        options=growth.options.model_dump(mode="json"),
+        placement=growth.request.placement,
+        seed=growth.request.seed,
+        device=growth.device.type,
+        base=BaseIdentity(
+            name=base.source.name,
+            revision=base.source.revision,
+            fingerprint=base.source.fingerprint,
+        ),
+        plan=growth.plan.to_json(),
+        new_blocks=growth.plan.new_blocks,
+        trains=growth.method.trains,
+        preserves_function=growth.options.preserves_function,
+        versions=versions(),
+    )
+    return Lineage(new_blocks=step.new_blocks, steps=[*(before.steps if before else []), step])
+
+
+def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
+    """Return config.json of the grown model, lineage included."""
+    base = growth.base
+    config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
+    return config | {FIELD: lineage.model_dump(mode="json")}
+
+
+def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
+    """Count what the growth makes."""
+    base, infos = growth.base, growth.layout.values()
+    parameters = sum(info.parameters for info in infos)
+    new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
+    return GrowRecord(
+        out=None,
+        step=lineage.steps[-1],
+        base_depth=base.depth,
+        depth=growth.plan.depth,
+        base_parameters=base.source.parameters,
+        chosen_options=growth.options.model_dump(mode="json", exclude_defaults=True),
+        parameters=parameters,
+        new_parameters=new,
+        trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,
+        weight_bytes=sum(info.nbytes for info in infos),
+    )

@@ -1,0 +1,132 @@
+"""Write safetensors shards tensor by tensor, so that memory holds one tensor and not one shard.
+
+``safetensors.save_file`` needs a whole shard in memory. The format is simple enough to do without:
+an 8-byte little-endian header length, a JSON header that gives each tensor's dtype, shape and byte
+range, then the bytes. All of that is known before the first tensor is made.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedRandom
+from pathlib import Path
+
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from deepen.base.checkpoint import DTYPES, TensorInfo, as_bytes, info_of
+from deepen.common.errors import DeepenError
+
+INDEX = "model.safetensors.index.json"
+_UNFINISHED = ".part"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where each tensor of one file goes."""
+
+    header: bytes
+    """The file's first bytes, length field included."""
+    offsets: Mapping[str, int]
+    """Tensor name → position in the file."""
+
+    @classmethod
+    def of(cls, infos: Mapping[str, TensorInfo]) -> "Shard":
+        """Lay out one file; wider dtypes stand first, so that every tensor is aligned."""
+        by_width = sorted(infos, key=lambda name: -DTYPES[infos[name].dtype].itemsize)
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        starts, end = {}, 0
+        for name in by_width:
+            starts[name], end = end, end + infos[name].nbytes
+            entries[name] = {
+                "dtype": infos[name].dtype,
+                "shape": infos[name].shape,
+                "data_offsets": [starts[name], end],
+            }
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        header = struct.pack("<Q", len(text)) + text
+        return cls(header, {name: len(header) + start for name, start in starts.items()})
+
+
+class ShardWriter:
+    """Writes the tensors of a known layout, in any order, into a folder."""
+
+    def __init__(
+        self, folder: Path, layout: Mapping[str, TensorInfo], max_shard_size: int | str
+    ) -> None:
+        """Divide the layout into shards; shards that a killed run finished are kept.
+
+        Raises:
+            DeepenError: The shard size is not a size.
+        """
+        try:
+            self._split = split_state_dict_into_shards_factory(
+                dict(layout),
+                get_storage_size=lambda info: info.nbytes,
+                filename_pattern="model{suffix}.safetensors",
+                max_shard_size=max_shard_size,
+            )
+        except (ValueError, KeyError):
+            raise DeepenError(
+                f"Shard size {max_shard_size!r} is not a size; write for example 5GB or 500MB."
+            ) from None
+        self._folder, self._layout = folder, layout
+        self._open: dict[str, tuple[Shard, BufferedRandom]] = {}
+        self._missing = {
+            file: set(names)
+            for file, names in self._split.filename_to_tensors.items()
+            if not (folder / file).exists()
+        }
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor is still to be written."""
+        return name in self._missing.get(self._split.tensor_to_filename[name], ())
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor; the file gets its final name once all its tensors are there."""
+        if info_of(tensor, name) != self._layout[name]:
+            raise ValueError(f"{name} is {info_of(tensor, name)}, laid out as {self._layout[name]}")
+        file = self._split.tensor_to_filename[name]
+        shard, stream = self._open.get(file) or self._start(file)
+        stream.seek(shard.offsets[name])
+        stream.write(as_bytes(tensor).numpy().data)
+        self._missing[file].remove(name)
+        if not self._missing[file]:
+            self._finish(file, stream)
+
+    def finish(self) -> None:
+        """Write the index, once every tensor has been written."""
+        if self._missing:
+            raise ValueError(f"tensors were never written: {self._missing}")
+        if self._split.is_sharded:
+            index = {
+                "metadata": {"total_size": self._split.metadata["total_size"]},
+                "weight_map": self._split.tensor_to_filename,
+            }
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self._folder / INDEX).write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close all files, finished or not."""
+        for _, stream in self._open.values():
+            stream.close()
+
+    def _start(self, file: str) -> tuple[Shard, BufferedRandom]:
+        """Open a shard under its unfinished name and write its header."""
+        names = self._split.filename_to_tensors[file]
+        shard = Shard.of({name: self._layout[name] for name in names})
+        stream = (self._folder / (file + _UNFINISHED)).open("w+b")
+        stream.write(shard.header)
+        self._open[file] = shard, stream
+        return shard, stream
+
+    def _finish(self, file: str, stream: BufferedRandom) -> None:
+        """Bring a whole shard to disk under its final name."""
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        del self._open[file], self._missing[file]
+        (self._folder / (file + _UNFINISHED)).rename(self._folder / file)

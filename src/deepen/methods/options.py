@@ -1,0 +1,92 @@
+"""Options of methods: what all that make weights share, and how they are checked."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deepen.common.errors import DeepenError, unknown
+
+if TYPE_CHECKING:
+    from deepen.base.anatomy import TensorSpec
+    from deepen.methods.method import Method
+
+
+class Options(BaseModel):
+    """A method's own options; each field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def silences(self, spec: "TensorSpec") -> bool:
+        """Whether a tensor of a new block gets its silent value, whatever the method would make."""
+        return False
+
+    @property
+    def preserves_function(self) -> bool:
+        """Whether the grown model computes what the base computes, until it is trained."""
+        return False
+
+
+class FusedOptions(Options):
+    """Options of every method that makes new weights; each may have its own defaults.
+
+    The house applies ``output_scale`` and ``feature_scale`` to what a method makes.
+    """
+
+    output_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What is kept of the output projections: `0` keeps the base's function, `1` all of them."""
+    restore_norms: bool = False
+    """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks."""
+    feature_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Factor on value and up projections, and so on what the output projections learn from."""
+
+    def silences(self, spec: "TensorSpec") -> bool:
+        """Whether a tensor of a new block gets its silent value, whatever the method would make."""
+        return self.output_scale == 0 and spec.silent is not None
+
+    @property
+    def preserves_function(self) -> bool:
+        """Whether the grown model computes what the base computes, until it is trained."""
+        return self.output_scale == 0
+
+
+class BlendedOptions(FusedOptions):
+    """Options of the methods that take a mean of the two parents."""
+
+    upper_share: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the upper block in the mean, where a gap takes one new block: `0` is the lower
+    block, `1` the upper one; with several in a gap each is shifted by the same odds."""
+    match_norms: bool = False
+    """Whether rows of the lower block first get the norms of the upper block's rows that they are
+    averaged with, so that both count alike."""
+
+    def weight(self, t: float) -> float:
+        """Return the upper block's weight in a new block at ``t`` of the way through its gap."""
+        upper, lower = self.upper_share * t, (1 - self.upper_share) * (1 - t)
+        return upper / (upper + lower)
+
+
+def parse_options(method: "Method", values: Mapping[str, object]) -> Options:
+    """Check option values, given as strings or as what they are, against a method's options.
+
+    Raises:
+        DeepenError: An option is unknown or its value does not fit.
+    """
+    for name in values:
+        if name not in method.options.model_fields:
+            if not method.options.model_fields:
+                raise DeepenError(f"Method {method.name!r} has no options; leave out {name!r}.")
+            raise unknown(f"option of {method.name}", name, method.options.model_fields)
+    try:
+        return method.options.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if not problem["loc"]:  # what is wrong is how options go together
+            reason = str(problem["ctx"]["error"])
+            raise DeepenError(
+                f"Options of {method.name!r} contradict each other: {reason}."
+            ) from None
+        raise DeepenError(
+            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
+            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
+        ) from None

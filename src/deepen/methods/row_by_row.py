@@ -1,0 +1,117 @@
+"""OpT-DeUS as its paper and its released code have it: each weight's rows aligned for themselves.
+
+arXiv 2508.08011, section 3. With T the entropic plan between a weight's rows (cost: Euclidean
+distance) and T_o that of the attention output:
+
+    query, key, value    (1-t)·TᵀA + t·B
+    FFN norm             (1-t)·A·(½T_o + ½I) + t·B
+    gate, up             (1-t)·TᵀA' + t·B,  A' = A·T_o, T from the distances between A' and B
+    everything else      (1-t)·A + t·B
+
+at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move with the rows of their
+weight. The two readings differ in T alone (``Solve``).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from deepen.alignment.experts import matched_experts
+from deepen.methods.mean import interpolate, is_hidden, restores, with_row_norms
+from deepen.methods.method import Gap
+from deepen.methods.options import BlendedOptions
+from deepen.transport import cost, sinkhorn
+from deepen.transport.sinkhorn import Transport
+
+# POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
+_WORST_MARGINALS = 1e-2
+_ALIGNED = ("query", "key", "value", "gate", "up")
+
+Solve = Callable[[Tensor, Tensor], Tensor]
+"""A's rows and B's, ``[n, d]`` → the matrix M ``[n, n]`` that aligns the one to the other, MᵀA."""
+
+
+def published(regularisation: float, max_iterations: int) -> Solve:
+    """Return the arithmetic of the released code: POT's plan as it comes, with sums 1/n.
+
+    So TᵀA is about n times too small, and a new block is close to t·B.
+
+    Args:
+        regularisation: Entropic regularisation, in units of the distance between rows.
+        max_iterations: Upper limit of Sinkhorn iterations.
+    """
+
+    def solve(a: Tensor, b: Tensor) -> Tensor:
+        solved = sinkhorn.pot(cost.euclidean(a, b), regularisation, max_iterations)
+        return _checked(solved, "published").plan
+
+    return solve
+
+
+def normalised(regularisation: float, max_iterations: int) -> Solve:
+    """Return the algorithm as written down: rows are pushed by n·T, the barycentric projection.
+
+    The cost is in units of its own standard deviation, without which plans between wide layers are
+    uniform.
+
+    Args:
+        regularisation: Entropic regularisation, in units of the cost's spread.
+        max_iterations: Upper limit of Sinkhorn iterations.
+    """
+
+    def solve(a: Tensor, b: Tensor) -> Tensor:
+        if not (a.any() and b.any()):
+            # A new block that has not been trained yet has zero output projections: there is
+            # nothing to match, and a uniform plan would average all rows away.
+            return torch.eye(len(b), device=b.device)
+        distances = cost.in_units_of_spread(cost.euclidean(a, b))
+        solved = sinkhorn.stabilised(distances, regularisation, max_iterations)
+        return _checked(solved, "normalised").plan.mul_(len(b))
+
+    return solve
+
+
+def _checked(solved: Transport, fidelity: str) -> Transport:
+    """Warn of a plan that does not meet its marginals."""
+    if solved.marginal_error > _WORST_MARGINALS:
+        warnings.warn(
+            f"Sinkhorn found no plan that meets its marginals (fidelity {fidelity}).",
+            sinkhorn.TransportWarning,
+            stacklevel=3,
+        )
+    return solved
+
+
+def row_by_row(options: BlendedOptions, gap: Gap, solve: Solve) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is to be made of a new block, every weight aligned by a plan of its own."""
+    below, above, t = matched_experts(gap.below, gap.above, gap.anatomy), gap.above, gap.t
+    t = options.weight(t)
+    stream: Tensor | None = None  # T_o
+    rows: Tensor | None = None  # the map of the latest weight's rows
+    for name, spec in gap.anatomy.block.items():
+        if spec.role == "attention_output" and spec.is_weight:
+            stream = solve(below[name].float(), above[name].float())
+        if name not in gap.tensors:
+            continue
+        a, b = below[name].float(), above[name].float()
+        norms = a.norm(dim=1) if restores(options, spec) else None
+        if spec.role in _ALIGNED:
+            if spec.is_weight:
+                rows = None  # free the last map before the next one is made
+                a = a @ stream if spec.role in ("gate", "up") and stream is not None else a
+                rows = solve(a, b)
+            assert rows is not None
+            a = rows.T @ a
+        elif spec.role == "ffn_norm" and not spec.bias and stream is not None:
+            a = 0.5 * (a @ stream) + 0.5 * a
+        if options.match_norms and is_hidden(spec):
+            a = with_row_norms(a, b.norm(dim=1))
+        fused = interpolate(a, b, t)
+        if norms is not None:
+            assert rows is not None
+            # Of the rows that each row was made from, whatever the plan's own scale.
+            moved = (rows.T @ norms) / rows.sum(0)
+            fused = with_row_norms(fused, interpolate(moved, b.norm(dim=1), t))
+        yield name, fused

@@ -1,0 +1,1 @@
+"""The new stack as data: which blocks, where, from which parents, at what cost."""

@@ -1,0 +1,221 @@
+"""Where new blocks go: strategies that choose gaps.
+
+Gap g lies above block g. A base of L blocks has the L - 1 inner gaps 0..L-2, each between two
+blocks; methods that copy can also use the open gap L - 1 above the last block. The regions of the
+named strategies are drawn in docs/methods.md.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deepen.common.errors import DeepenError, unknown
+from deepen.planning.plan import Insert, Keep, Plan, insert_after
+
+NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
+SCORED = {"quality": -1, "quality-low": 1}
+"""Placements that look at the weights → sign of a gap's score in the order they prefer."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A strategy by name, or an explicit list of gaps."""
+
+    name: str
+    """One of NAMES, or ``after``."""
+    after: tuple[int, ...] = ()
+    """For ``after``: one gap per new block, repeated for several in one gap."""
+
+    def __str__(self) -> str:
+        """Return the form that ``parse`` reads."""
+        return f"after:{','.join(map(str, self.after))}" if self.after else self.name
+
+
+@dataclass(frozen=True)
+class PlacementRequest:
+    """Where the user wants new blocks; what is ``None`` is left to the method."""
+
+    depth: int
+    """Number of blocks of the base."""
+    new_layers: int | None = None
+    """Number of new blocks."""
+    placement: Placement | None = None
+    """Strategy or explicit list."""
+    per_gap: int = 1
+    """How many new blocks a gap may take."""
+    scores: Callable[[], Sequence[float]] | None = None
+    """Says how well the blocks around each gap align; only some placements ask."""
+
+
+def parse(text: str) -> Placement:
+    """Read a placement as it is written on the command line.
+
+    Raises:
+        DeepenError: The name is unknown, or the list after ``after:`` is not one of integers.
+    """
+    name, _, rest = text.partition(":")
+    if name == "after":
+        try:
+            return Placement("after", tuple(sorted(int(part) for part in rest.split(","))))
+        except ValueError:
+            raise DeepenError(
+                f"Placement {text!r} is not a list of blocks; write for example after:3,4,5."
+            ) from None
+    if text not in NAMES:
+        raise unknown("placement", text, [*NAMES, "after:3,4,5"])
+    return Placement(text)
+
+
+def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
+    """Plan one new block for each gap that is chosen.
+
+    Args:
+        request: What the user wants.
+        default: Name of the placement where the user names none.
+        copies: Whether new blocks are copies of the block below, which can also stand on top of
+            all, instead of made from the two blocks around a gap.
+
+    Raises:
+        DeepenError: The placement does not hold that many new blocks.
+    """
+    gaps = choose_gaps(
+        request.placement or Placement(default),
+        request.depth,
+        request.new_layers,
+        request.per_gap,
+        open_top=copies,
+        scores=request.scores,
+    )
+    return insert_after(request.depth, gaps, copies=copies)
+
+
+def overlapping_runs(request: PlacementRequest) -> Plan:
+    """Plan two overlapping runs of the base: blocks 0..L-d-1, then d..L-1.
+
+    Of each block that appears twice the first appearance counts as kept and the second as new.
+    Without ``new_layers``, N is half of L, or one less where d = (L - N) / 2 would not be whole.
+    SOLAR, arXiv 2312.15166, section 2.
+
+    Raises:
+        DeepenError: d would not be whole or not lie in the base, or a placement was asked for.
+    """
+    depth = request.depth
+    if request.placement is not None or request.per_gap != 1:
+        raise DeepenError("SOLAR places blocks by its own rule; leave out the placement.")
+    new = request.new_layers
+    if new is None:
+        new = max(1, depth // 2)
+        new -= (depth - new) % 2
+        new = new or 2
+    if not 1 <= new <= depth:
+        raise DeepenError(f"SOLAR adds 1 to {depth} layers to {depth} blocks, not {new}.")
+    if (depth - new) % 2:
+        near = new - 1 if new > 1 else new + 1
+        raise DeepenError(
+            f"SOLAR cuts d = (L - N) / 2 blocks from each copy, which is not whole for "
+            f"L = {depth}, N = {new}; ask for {near} new layers."
+        )
+    cut = (depth - new) // 2
+    first: list[Keep | Insert] = [Keep(i) for i in range(depth - cut)]
+    second = [Insert(i, i, 0.0) if i < depth - cut else Keep(i) for i in range(cut, depth)]
+    return Plan(depth, tuple(first + second))
+
+
+def choose_gaps(
+    placement: Placement,
+    depth: int,
+    new_layers: int | None,
+    per_gap: int,
+    *,
+    open_top: bool,
+    scores: Callable[[], Sequence[float]] | None = None,
+) -> list[int]:
+    """Choose the gap of every new block.
+
+    Args:
+        placement: The strategy.
+        depth: Number of blocks of the base, L.
+        new_layers: Number of new blocks; by default half of L, or as many as ``after`` lists.
+        per_gap: How many new blocks a gap may take.
+        open_top: Whether the gap above the last block may be used (methods that copy).
+        scores: Says how well the blocks around each inner gap align; only ``quality`` asks.
+
+    Returns:
+        One gap per new block, ascending, repeated where a gap takes several.
+
+    Raises:
+        DeepenError: The placement does not hold that many new blocks.
+    """
+    if per_gap < 1:
+        raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
+    slots = depth if open_top else depth - 1
+    if placement.name == "after":
+        return _listed(placement, depth, new_layers, slots)
+    wanted = max(1, depth // 2) if new_layers is None else new_layers
+    if wanted < 1:
+        raise DeepenError(f"There must be at least 1 new layer, not {wanted}.")
+    if placement.name in SCORED:
+        order = _by_score(placement, depth, scores)
+    else:
+        order = _preferred(placement.name, depth, slots, wanted)
+    if wanted > len(order) * per_gap:
+        raise DeepenError(
+            f"Placement {placement.name!r} of {depth} blocks holds {len(order) * per_gap} new "
+            f"layers at {per_gap} per gap, not {wanted}; ask for fewer, choose another placement, "
+            f"or pass --per-gap {-(-wanted // max(1, len(order)))}."
+            if order
+            else f"A base of {depth} block has no gap between two blocks to grow in."
+        )
+    # Full rounds over all gaps, then the remainder in the gaps that the strategy prefers.
+    return sorted(order[i % len(order)] for i in range(wanted))
+
+
+def _by_score(
+    placement: Placement, depth: int, scores: Callable[[], Sequence[float]] | None
+) -> list[int]:
+    """List half of the inner gaps, the ones that align best, or worst, in front."""
+    if scores is None:
+        raise DeepenError(
+            f"Placement {placement.name!r} needs the base's weights; name another one here."
+        )
+    found, sign = scores(), SCORED[placement.name]
+    order = sorted(range(depth - 1), key=lambda gap: (sign * found[gap], -gap))
+    return order[: min(depth - 1, max(1, depth // 2))]
+
+
+def _listed(placement: Placement, depth: int, new_layers: int | None, slots: int) -> list[int]:
+    """Check an explicit list of gaps."""
+    for gap in placement.after:
+        if gap == depth - 1 and gap >= slots:
+            raise DeepenError(
+                f"Block {gap} is the last one: there is no block above it to fuse with; "
+                f"only methods that copy can insert there."
+            )
+        if not 0 <= gap < slots:
+            raise DeepenError(f"The base has blocks 0 to {depth - 1}; there is no block {gap}.")
+    if new_layers not in (None, len(placement.after)):
+        raise DeepenError(
+            f"Placement '{placement}' holds {len(placement.after)} new layers, not {new_layers}; "
+            f"leave out --new-layers, or name a block twice for two new layers above it."
+        )
+    return list(placement.after)
+
+
+def _preferred(name: str, depth: int, slots: int, wanted: int) -> list[int]:
+    """List a strategy's gaps, those it fills first in front."""
+    inner = depth - 1
+    half = min(inner, max(1, depth // 2))
+    if name == "top":
+        return list(range(inner - 1, inner - 1 - half, -1))
+    if name == "bottom":
+        return list(range(half))
+    if name == "middle":
+        # Outwards from the centre of the inner gaps, the upper one of two equals first.
+        centre = (inner - 1) / 2
+        return sorted(range(inner), key=lambda gap: (abs(gap - centre), -gap))[:half]
+    if name == "top-bottom":
+        # From both ends inwards in turn, the top first.
+        ends = [gap for i in range(inner) for gap in (inner - 1 - i, i)]
+        return list(dict.fromkeys(ends))[:half]
+    # uniform: the gaps form as many equal groups as there are new blocks; the last of each group.
+    groups = min(wanted, slots)
+    return [(k + 1) * slots // groups - 1 for k in range(groups)] if groups else []

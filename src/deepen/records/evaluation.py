@@ -1,0 +1,72 @@
+"""What ``evaluate`` found."""
+
+from deepen.records.record import Record
+
+
+class TextScore(Record):
+    """A model's loss on a text file."""
+
+    file: str
+    """Name of the file."""
+    sha256: str
+    """Hash of its content."""
+    tokens: int
+    """Tokens that were predicted."""
+    text_bytes: int
+    """UTF-8 bytes that those tokens stand for."""
+    loss_nats_per_token: float
+    """Mean loss."""
+    token_perplexity: float
+    """Its exponential."""
+    bits_per_byte: float
+    """Loss in bits over all tokens, divided by the bytes: comparable between tokenizers."""
+
+
+class TaskScore(Record):
+    """A metric of one lm-evaluation-harness task."""
+
+    task: str
+    """Name of the task."""
+    metric: str
+    """Name of the metric, for example ``acc`` or ``word_perplexity``."""
+    value: float
+    """Its value."""
+    stderr: float | None
+    """Its standard error, where the harness gives one."""
+    samples: int
+    """Number of examples."""
+    shots: int
+    """Number of examples in the prompt."""
+    higher_is_better: bool
+    """Direction of the metric."""
+    task_hash: str
+    """SHA-256 of the task's resolved configuration."""
+    version: str
+    """The task's own version."""
+
+
+class EvalRecord(Record):
+    """What ``evaluate`` found."""
+
+    model: str
+    """Hub id or the folder's name."""
+    fingerprint: str
+    """The checkpoint's fingerprint."""
+    texts: list[TextScore]
+    """Losses on text files."""
+    tasks: list[TaskScore]
+    """Scores of tasks, one entry per metric."""
+    seed: int
+    """Seed of few-shot sampling and bootstrap."""
+    device: str
+    """Type of device."""
+    dtype: str
+    """Arithmetic of the forward pass, for example ``float32``."""
+    sequence_length: int
+    """Tokens that the model sees at once."""
+    batch_size: int
+    """Sequences in a forward pass."""
+    wall_seconds: float
+    """Time taken."""
+    versions: dict[str, str]
+    """Software."""

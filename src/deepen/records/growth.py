@@ -1,0 +1,164 @@
+"""A growth, as the grown checkpoint's config.json and ``grow`` tell it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from deepen.common.errors import DeepenError
+from deepen.records.cost import Estimate
+from deepen.records.record import Record
+
+FIELD = "deepen"
+"""The key of the lineage in config.json."""
+
+
+class BaseIdentity(Record):
+    """Which model was grown."""
+
+    name: str
+    """Hub id, or the folder's name."""
+    revision: str | None
+    """Hub commit."""
+    fingerprint: str
+    """SHA-256 as ``Source.fingerprint`` defines it."""
+
+
+class GrowChoice(Record):
+    """What can be chosen of a growth apart from its seed: what arms of a study differ in."""
+
+    method: str = "opt-deus"
+    """Growth method; `deepen methods` lists them."""
+    new_layers: int | None = None
+    """Number of new blocks; by default what the method's paper does, half of the base's."""
+    placement: str | None = None
+    """top, middle, bottom, top-bottom, uniform, quality, quality-low, or after:3,4,5; by default
+    the method's own."""
+    per_gap: int = 1
+    """How many new blocks a gap may take."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The method's own options by name."""
+
+
+class GrowRequest(GrowChoice):
+    """How to grow: what ``plan``, ``grow`` and ``grow_model`` are asked for."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """Where new blocks are computed: auto, cpu, cuda, cuda:1, …"""
+
+
+class AlignmentProof(Record):
+    """What was found when an aligned lower block was run beside the block that it was made from."""
+
+    below: int
+    """The lower block, as an index of the base."""
+    above: int
+    """The upper block that it was aligned to."""
+    relative_change: float
+    """‖what the aligned block adds - what the block adds‖ / ‖what the block adds‖, in float32."""
+    aligned: bool
+    """Whether the alignment was used; above the limit nothing is aligned there."""
+
+
+class Step(Record):
+    """One growth, as the grown checkpoint tells it."""
+
+    method: str
+    """Name of the method."""
+    reference: str
+    """Its paper."""
+    options: dict[str, Any]
+    """All options of the method, defaults included."""
+    placement: str | None
+    """Placement asked for; ``None`` is the method's own."""
+    seed: int
+    """Seed of everything random."""
+    device: str
+    """Type of device that computed the new blocks; last bits differ between devices."""
+    base: BaseIdentity
+    """What was grown."""
+    plan: list[int | list[int | float]]
+    """The new stack: a kept block's index, or [below, above, t]."""
+    new_blocks: list[int]
+    """Indices of the new blocks in the model that this step made."""
+    trains: Literal["new_blocks", "everything"]
+    """What the method's paper trains after growing."""
+    preserves_function: bool
+    """Whether the method promises the base's logits."""
+    versions: dict[str, str]
+    """Versions of the software that computed it."""
+
+
+class Lineage(Record):
+    """The ``deepen`` entry of a grown checkpoint's config.json."""
+
+    format: Literal[1] = 1
+    """Version of this schema."""
+    new_blocks: list[int]
+    """Blocks that the latest step added: what trains, unless its method trains everything."""
+    steps: list[Step]
+    """All growths from the first base to this model."""
+
+
+class GrowRecord(Record):
+    """What ``grow`` did, or with ``plan`` would do."""
+
+    out: str | None
+    """Folder of the grown checkpoint; ``None`` if nothing was written."""
+    step: Step
+    """The growth, as it stands in the checkpoint's config.json."""
+    base_depth: int
+    """Blocks before."""
+    depth: int
+    """Blocks after."""
+    base_parameters: int
+    """Stored parameters before; tied ones count once."""
+    chosen_options: dict[str, Any] = Field(default_factory=dict)
+    """The method's options that are not at their defaults."""
+    parameters: int
+    """Stored parameters after."""
+    new_parameters: int
+    """Parameters of the new blocks."""
+    trainable_parameters: int
+    """Parameters that the method's paper trains."""
+    weight_bytes: int
+    """Size of the grown weights on disk."""
+    proofs: list[AlignmentProof] = Field(default_factory=list)
+    """For each pair of blocks that was aligned, that the aligned one computes what it did."""
+    notes: list[str] = Field(default_factory=list)
+    """What the user should know: ``.bin`` weights, transport that did not converge."""
+    wall_seconds: float | None = None
+    """Time taken."""
+    peak_bytes: int | None = None
+    """Peak resident memory of the process, the libraries' own included."""
+
+
+class PlanRecord(Record):
+    """What ``plan`` found."""
+
+    growth: GrowRecord
+    """What ``grow`` would do."""
+    cost: Estimate
+    """What a training step of the result would cost, training what the method trains."""
+    alternatives: list[Estimate]
+    """The same number of new blocks, placed or trained otherwise."""
+
+
+def read_lineage(config: Mapping[str, Any]) -> Lineage | None:
+    """Return a checkpoint's lineage; ``None`` if deepen did not grow it.
+
+    Raises:
+        DeepenError: There is an entry, but not one that this version understands.
+    """
+    if FIELD not in config:
+        return None
+    try:
+        return Lineage.model_validate(config[FIELD])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DeepenError(
+            f"The deepen entry of config.json is not one that this version understands "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}); update deepen."
+        ) from None

@@ -1,0 +1,77 @@
+"""What ``compare`` found."""
+
+from typing import Any
+
+from pydantic import Field
+
+from deepen.records.alignment import AlignmentRecord
+from deepen.records.evaluation import EvalRecord
+from deepen.records.growth import GrowRecord
+from deepen.records.record import Record
+from deepen.records.training import TrainRecord
+from deepen.records.verification import VerifyRecord
+
+
+class ArmRecord(Record):
+    """One arm of a study with one seed: a line of records.jsonl."""
+
+    arm: str
+    """The arm's label, unique in the study; ``base`` is the un-grown base, trained alike."""
+    method: str | None
+    """Growth method; ``None`` for the base."""
+    placement: str | None
+    """Placement asked for."""
+    seed: int
+    """Seed of growth, data order and training."""
+    grow: GrowRecord | None
+    """How it was grown; ``None`` for the base."""
+    verification: VerifyRecord | None = None
+    """Proof that it is what it claims; ``None`` for the base."""
+    alignment: AlignmentRecord | None = None
+    """How well the parents of its new blocks align; ``None`` where none were fused."""
+    before: EvalRecord
+    """Scores before training."""
+    train: TrainRecord
+    """How it was trained."""
+    after: EvalRecord
+    """Scores after training."""
+    fine_tuning: TrainRecord | None = None
+    """How it was fine-tuned after that; ``None`` if the study does not."""
+    after_fine_tuning: EvalRecord | None = None
+    """Scores after fine-tuning."""
+
+
+class PairedDifference(Record):
+    """Difference of two arms in one score, paired over seeds."""
+
+    arm: str
+    """The arm."""
+    other: str
+    """The arm that is subtracted."""
+    score: str
+    """For example ``loss_nats_per_token on held_out.txt`` or ``acc of piqa``."""
+    seeds: int
+    """Number of pairs."""
+    mean: float
+    """Mean of arm - other."""
+    low: float | None
+    """Lower end of the 95 % interval by Student's t; ``None`` with fewer than two pairs."""
+    high: float | None
+    """Upper end."""
+
+
+class StudySummary(Record):
+    """What ``compare`` concludes from its records: summary.json."""
+
+    study: dict[str, Any]
+    """The resolved study."""
+    arms: list[str]
+    """Labels in the order of the study."""
+    seeds: list[int]
+    """Seeds of the study."""
+    differences: list[PairedDifference]
+    """Every arm against the base, and every arm against every later one, after training."""
+    fine_tuned_differences: list[PairedDifference] = Field(default_factory=list)
+    """The same after fine-tuning, where the study has it."""
+    versions: dict[str, str]
+    """Software."""

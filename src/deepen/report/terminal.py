@@ -1,0 +1,360 @@
+"""Records as a person reads them in a terminal; nothing is computed here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console, Group
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from deepen.common.progress import Progress as Report
+from deepen.methods.method import Method
+from deepen.records.evaluation import EvalRecord
+from deepen.records.growth import GrowRecord, PlanRecord, Step
+from deepen.records.study import ArmRecord, StudySummary
+from deepen.records.training import TrainRecord
+from deepen.records.verification import InspectRecord, VerifyRecord
+
+
+@contextmanager
+def progress_bar() -> Iterator[Report]:
+    """Show the stage at hand and its finished share on stderr, and clear it at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, tuple[TaskID, float]] = {}
+
+        def report(stage: str, share: float) -> None:
+            who = stage.partition(":")[0]
+            if who not in tasks:
+                for finished in [name for name, (_, last) in tasks.items() if last >= 1]:
+                    bar.remove_task(tasks.pop(finished)[0])
+                tasks[who] = bar.add_task(stage, total=1.0), 0.0
+            task, last = tasks[who]
+            if share < last:
+                bar.reset(task, total=1.0)
+            bar.update(task, completed=share, description=stage)
+            tasks[who] = task, share
+
+        yield report
+
+
+def stack(depth: int, new_blocks: list[int]) -> Text:
+    """Draw a stack from bottom to top, new blocks in brackets."""
+    new, text = set(new_blocks), Text()
+    for index in range(depth):
+        text.append(
+            f"[{index}]" if index in new else str(index), "bold green" if index in new else "dim"
+        )
+        text.append(" " if index < depth - 1 else "")
+    return text
+
+
+def facts(rows: list[tuple[str, str | Text]]) -> Table:
+    """Lay out names and values in two columns."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _made_from(step: Step) -> str:
+    """Say between which of the base's blocks the new ones lie."""
+    parents = [block for block in step.plan if isinstance(block, list)]
+    if all(below == above for below, above, _ in parents):
+        return "copies of " + ", ".join(str(int(below)) for below, _, _ in parents)
+    return ", ".join(
+        f"{int(below)}|{int(above)}" + ("" if t == 0.5 else f" at t = {t:.3g}")
+        for below, above, t in parents
+    )
+
+
+def growth(record: GrowRecord) -> Group:
+    """Show what was done, or what would be."""
+    step = record.step
+    options = ", ".join(f"{key}={value}" for key, value in record.chosen_options.items())
+    share = record.trainable_parameters / record.parameters
+    added = record.new_parameters / record.base_parameters
+    rows: list[tuple[str, str | Text]] = [
+        ("base", f"{step.base.name} ({step.base.fingerprint[:12]})"),
+        ("method", f"{step.method} ({step.reference}){'; ' + options if options else ''}"),
+        ("blocks", f"{record.base_depth} → {record.depth}"),
+        ("stack", stack(record.depth, step.new_blocks)),
+        ("made from", _made_from(step)),
+        (
+            "parameters",
+            f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})",
+        ),
+        ("to train", f"{record.trainable_parameters:,} ({share:.1%})"),
+        ("function", "that of the base" if step.preserves_function else "changes until trained"),
+        ("weights", size(record.weight_bytes)),
+    ]
+    if record.out is not None:
+        rows.append(("written to", record.out))
+        rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
+    rows += [("note", note) for note in record.notes]
+    return Group(facts(rows))
+
+
+def plan(record: PlanRecord) -> Group:
+    """Show what would be done, and what training would cost."""
+    cost = record.cost
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for column in ("training", "GFLOP per token", "step time", "memory", "of that activations"):
+        table.add_column(column, justify="left" if column == "training" else "right")
+    for estimate in (cost, *record.alternatives):
+        table.add_row(
+            estimate.label,
+            f"{estimate.flops_per_token / 1e9:.4g}",
+            f"{estimate.relative_step_time:.2f}",
+            f"{size(estimate.total_bytes)} ({estimate.relative_bytes:.2f})",
+            size(estimate.activation_bytes),
+            style="bold" if estimate is cost else "",
+        )
+    conditions = (
+        f"Estimated for {cost.sequences} × {cost.sequence_length} tokens in {cost.precision}"
+        f"{' with activation checkpointing' if cost.activation_checkpointing else ''}; step time "
+        "and memory (in brackets) relative to full training of the grown model."
+    )
+    return Group(growth(record.growth), Text(), table, Text(conditions, "dim"))
+
+
+def training(record: TrainRecord) -> Table:
+    """Show what was trained and how fast."""
+    share = record.trainable_parameters / record.parameters
+    step, last = record.step_time, record.curve[-1]
+    return facts(
+        [
+            ("model", f"{record.model} ({record.stage}, {record.precision} on {record.device})"),
+            ("trained", f"{record.trainable_parameters:,} parameters ({share:.1%})"),
+            ("steps", f"{record.steps:,} ({record.tokens:,} tokens)"),
+            ("loss", f"{last.loss_nats_per_token:.4f} nats per token at the end"),
+            ("speed", f"{record.tokens_per_second:,.0f} tokens per second"),
+            (
+                "step",
+                f"{step.total_seconds:.3g} s: forward {step.forward_seconds:.3g}, backward "
+                f"{step.backward_seconds:.3g}, optimizer {step.optimizer_seconds:.3g}",
+            ),
+            ("used", f"{record.utilisation:.1%} of the machine's matrix rate"),
+            ("peak memory", size(record.peak_bytes)),
+            ("written to", f"{record.output}/model"),
+        ]
+    )
+
+
+def evaluation(record: EvalRecord) -> Group:
+    """Show losses on texts and scores in tasks."""
+    parts: list[Table] = []
+    if record.texts:
+        texts = Table(box=None, padding=(0, 2), header_style="bold")
+        for column in ("text", "tokens", "loss (nats)", "perplexity", "bits per byte"):
+            texts.add_column(column, justify="left" if column == "text" else "right")
+        for text in record.texts:
+            texts.add_row(
+                text.file,
+                f"{text.tokens:,}",
+                f"{text.loss_nats_per_token:.4f}",
+                f"{text.token_perplexity:.3f}",
+                f"{text.bits_per_byte:.4f}",
+            )
+        parts.append(texts)
+    if record.tasks:
+        tasks = Table(box=None, padding=(0, 2), header_style="bold")
+        for column in ("task", "metric", "value", "standard error", "examples", "shots"):
+            tasks.add_column(column, justify="left" if column in ("task", "metric") else "right")
+        for task in record.tasks:
+            error = "" if task.stderr is None else f"{task.stderr:.4f}"
+            value = f"{task.value:.4f}"
+            tasks.add_row(
+                task.task, task.metric, value, error, f"{task.samples:,}", str(task.shots)
+            )
+        parts.append(tasks)
+    return Group(*parts)
+
+
+def study(summary: StudySummary) -> Table:
+    """Show every arm's difference to the un-grown base."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for column in ("arm", "score", "arm - base", "95 % interval", "seeds"):
+        table.add_column(column, justify="left" if column in ("arm", "score") else "right")
+    for difference in summary.differences:
+        if difference.other != "base":
+            continue
+        interval = (
+            ""
+            if difference.low is None or difference.high is None
+            else f"{difference.low:+.4f} … {difference.high:+.4f}"
+        )
+        mean = f"{difference.mean:+.4f}"
+        table.add_row(difference.arm, difference.score, mean, interval, str(difference.seeds))
+    return table
+
+
+def _start(record: ArmRecord) -> str:
+    """Say what verification found of a grown model's function."""
+    found = record.verification
+    if found is None or found.kl_nats_per_token is None:
+        return "–"
+    same = found.max_abs_logit_difference == 0
+    return "= base" if same else f"KL {found.kl_nats_per_token:.3f}"
+
+
+def arms(records: list[ArmRecord]) -> Table:
+    """Show every arm of a study, one line for each seed; narrow enough for 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("arm")
+    for column in ("params", "trained", "start", "before", "after", "tuned", "correct", "s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for record in records:
+        stages = (record.before, record.after, record.after_fine_tuning)
+        perplexities = [
+            f"{stage.texts[0].token_perplexity:.3f}" if stage and stage.texts else "–"
+            for stage in stages
+        ]
+        last = record.after_fine_tuning or record.after
+        table.add_row(
+            record.arm + (f", seed {record.seed}" if record.seed else ""),
+            f"{record.train.parameters / 1e6:.2f}M",
+            f"{record.train.trainable_parameters / 1e6:.2f}M",
+            _start(record),
+            *perplexities,
+            f"{last.tasks[0].value:.1%}" if last.tasks else "–",
+            f"{record.train.wall_seconds:.0f}",
+        )
+    return table
+
+
+def size(nbytes: int | None) -> str:
+    """Write a number of bytes for reading."""
+    value, units = float(nbytes or 0), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
+
+
+def verification(record: VerifyRecord) -> Group:
+    """Show each check and the verdict."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for check in record.checks:
+        mark = Text("pass", "bold green") if check.passed else Text("FAIL", "bold red")
+        table.add_row(mark, check.name, check.detail)
+    verdict = (
+        f"{record.grown} is {record.base} grown by {', then '.join(record.methods)}."
+        if record.passed
+        else f"{record.grown} is not what it claims to be."
+    )
+    return Group(table, Text(verdict, "bold green" if record.passed else "bold red"))
+
+
+def _in_each(record: InspectRecord) -> str:
+    """Say how many parameters a block has; a range where blocks differ."""
+    sizes = sorted({min(record.parameters_per_block), max(record.parameters_per_block)})
+    return " to ".join(f"{size:,}" for size in sizes)
+
+
+def inspection(record: InspectRecord) -> Group:
+    """Show a checkpoint's blocks and lineage."""
+    rows: list[tuple[str, str | Text]] = [
+        ("model", f"{record.name} ({record.family}, {', '.join(record.dtypes)})"),
+        ("parameters", f"{record.parameters:,} ({_in_each(record)} in each block)"),
+        ("blocks", stack(record.blocks, record.new_blocks)),
+    ]
+    if not record.steps:
+        rows.append(("lineage", "not grown by deepen"))
+        return Group(facts(rows), *_aligned(record))
+    share = record.new_parameters / record.parameters
+    rows.append(("new", f"{record.new_parameters:,} parameters ({share:.1%})"))
+    for number, step in enumerate(record.steps, start=1):
+        told = f"{step.method}: {step.base.name} ({step.base.fingerprint[:12]}), "
+        depth = sum(isinstance(block, int) for block in step.plan)
+        rows.append((f"step {number}", f"{told}{depth} → {len(step.plan)} blocks"))
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("block", justify="right")
+    table.add_column("from")
+    for index, origin in enumerate(record.origins):
+        if origin.step == 0:
+            table.add_row(str(index), Text(f"base block {origin.block}", "dim"))
+            continue
+        parents = "|".join(map(str, origin.parents))
+        where = (
+            f"copy of {parents}" if len(origin.parents) == 1 else f"{parents} at t = {origin.t:.3g}"
+        )
+        table.add_row(str(index), Text(f"step {origin.step}: {origin.method}, {where}", "green"))
+    return Group(facts(rows), table, *_aligned(record))
+
+
+def _aligned(record: InspectRecord) -> list[Table | Text]:
+    """Show how well neighbouring blocks align, if that was measured."""
+    if record.alignment is None:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    headings = ("blocks", "new", "part", "same", "match", "chance", "stay", "spread", "CKA", "norm")
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading == "part" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for block in record.alignment.blocks:
+        ratios = sorted(block.norm_ratios.values())
+        spread = next((part for part in block.parts if "neurons" in part.part), None)
+        for row, part in enumerate(block.parts):
+            first = row == 0
+            table.add_row(
+                f"{block.below}|{block.above}" if first else "",
+                str(block.block) if first and block.block is not None else "",
+                f"{part.units} {part.part}",
+                f"{part.similarity_before:.3f}",
+                f"{part.similarity_after:.3f}",
+                Text(f"{part.similarity_by_chance:.3f}", "dim"),
+                f"{part.in_place:.1%}",
+                f"{block.effective_matches:.1f}"
+                if part is spread and block.effective_matches
+                else "",
+                f"{block.cka:.2f}" if first and block.cka is not None else "",
+                f"{ratios[len(ratios) // 2]:.2f}" if first and ratios else "",
+            )
+    legend = (
+        "same: mean cosine of parts of the same index; match: of the best one-to-one match, at a "
+        "transport cost of 1 - match; "
+        "chance: the same for unrelated blocks; stay: share matched to its own index; spread: "
+        "neurons that the entropic plan spreads one over; CKA: of what the blocks add; norm: row "
+        "norms of the new block as a share of the upper block's."
+    )
+    return [table, Text(legend, "dim")]
+
+
+def method_table(known: list[Method]) -> Table:
+    """Show every method and its options."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for method in known:
+        function = "keeps" if method.preserves_function else "changes"
+        trains = method.trains.replace("_", " ")
+        table.add_row(method.name, f"{method.summary} ({method.reference})")
+        table.add_row("", f"{function} the base's function; trains {trains}")
+        for name, field in method.options.model_fields.items():
+            meaning = Text(" " + (field.description or "").replace("`", ""), "dim")
+            table.add_row("", Text(f"--set {name}={field.default}").append_text(meaning))
+        table.add_row()
+    return table

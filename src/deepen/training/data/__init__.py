@@ -1,0 +1,1 @@
+"""Rows of text, as sequences of tokens in a fixed order."""

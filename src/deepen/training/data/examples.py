@@ -1,0 +1,106 @@
+"""Fine-tuning examples on disk: tokenised once, mapped from then on."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepen.common.errors import DeepenError
+from deepen.common.progress import Progress
+from deepen.training.data.cache import cached, key_of
+from deepen.training.data.chat import IGNORED, Example, Reader
+from deepen.training.data.rows import Row, rows
+from deepen.training.recipe import DataConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 1000
+
+
+def load_examples(
+    data: DataConfig, tokenizer: "PreTrainedTokenizerBase", folder: Path, progress: Progress
+) -> "Dataset":
+    """Read and tokenise fine-tuning rows, or find those of an earlier run.
+
+    Args:
+        data: Which data; its seed is set.
+        tokenizer: The model's.
+        folder: Where the examples are kept.
+        progress: Called as they are written.
+
+    Returns:
+        A data set with the columns ``input_ids`` and ``labels``, and ``seq_lengths`` if packed.
+
+    Raises:
+        DeepenError: The data are missing or damaged, or there is nothing to learn from.
+    """
+    from datasets import Dataset
+
+    def write(file: Path) -> Mapping[str, Any]:
+        return _write(data, tokenizer, file, progress)
+
+    key = key_of(data, tokenizer, template=tokenizer.chat_template)
+    file, _ = cached(folder, f"examples-{key}", ".arrow", write)
+    examples = Dataset.from_file(str(file))
+    return _packed(examples, data.sequence_length) if data.packing else examples
+
+
+def _packed(examples: "Dataset", length: int) -> "Dataset":
+    """Put short examples together, longest first, into sequences."""
+    from datasets.utils.logging import disable_progress_bar
+    from trl.data_utils import pack_dataset
+
+    disable_progress_bar()
+    # Kept in memory: `map` would write beside a file that other processes read.
+    return pack_dataset(examples, length, "bfd", {"keep_in_memory": True})
+
+
+def _write(
+    data: DataConfig, tokenizer: "PreTrainedTokenizerBase", file: Path, progress: Progress
+) -> Mapping[str, Any]:
+    """Write all examples as an Arrow stream.
+
+    Raises:
+        DeepenError: No example is left.
+    """
+    import pyarrow
+
+    assert data.seed is not None
+    read = rows(data, data.seed)
+    first = next(read, None)
+    if first is None:
+        raise DeepenError(f"The data set {data.path!r} (data.path) holds no rows.")
+    reader = Reader(data, tokenizer, first)
+    tokens = pyarrow.list_(pyarrow.int32())
+    schema = pyarrow.schema({"input_ids": tokens, "labels": tokens})
+    kept, dropped = 0, 0
+    with file.open("wb") as sink, pyarrow.ipc.new_stream(sink, schema) as stream:
+        for batch in _batches(itertools.chain([first], read)):
+            cut = [_cut(reader.read(row), data.sequence_length) for row in batch]
+            good = [e for e in cut if any(label != IGNORED for label in e.labels[1:])]
+            columns = [[e.ids for e in good], [e.labels for e in good]]
+            arrays = [pyarrow.array(column, tokens) for column in columns]
+            stream.write_batch(pyarrow.record_batch(arrays, schema=schema))
+            kept, dropped = kept + len(good), dropped + len(batch) - len(good)
+            progress(f"data: {kept:,} rows", 0.0)
+    if not kept:
+        raise DeepenError(
+            f"No row of {data.path!r} has an answer within data.sequence_length="
+            f"{data.sequence_length} tokens; raise it."
+        )
+    progress(f"data: {kept:,} rows", 1.0)
+    return {"rows": kept, "dropped": dropped}
+
+
+def _cut(example: Example, length: int) -> Example:
+    """Cut an example to a length."""
+    return Example(example.ids[:length], example.labels[:length])
+
+
+def _batches(read: Iterable[Row]) -> Iterator[list[Row]]:
+    """Collect rows."""
+    iterator = iter(read)
+    while batch := list(itertools.islice(iterator, _ROWS_AT_ONCE)):
+        yield batch

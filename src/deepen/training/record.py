@@ -1,0 +1,112 @@
+"""The record of a run, made from what the engine logged."""
+
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from typing import Any
+
+from deepen.base.model import Model
+from deepen.common.system import versions
+from deepen.planning.cost import training_flops_per_token
+from deepen.records.training import LossPoint, StepTime, TrainRecord
+from deepen.training.engine.measure import peak_bytes
+from deepen.training.freeze import Trains
+from deepen.training.recipe import Recipe, Stage
+
+
+def make_record(
+    recipe: Recipe,
+    stage: Stage,
+    base: Model,
+    trains: Trains,
+    engine: Any,  # noqa: ANN401 (Trainer has no types)
+    *,
+    parameters: int,
+    trainable_parameters: int,
+    tokens: int,
+    matmul_rate: float,
+    resumed_from_step: int | None,
+) -> TrainRecord:
+    """Collect what a finished run tells.
+
+    Args:
+        recipe: The resolved recipe.
+        stage: The stage.
+        base: The checkpoint that was trained.
+        trains: What trained.
+        engine: The engine, after training.
+        parameters: All parameters.
+        trainable_parameters: Those that trained.
+        tokens: Tokens seen.
+        matmul_rate: FLOPs per second of a large matrix product on this machine.
+        resumed_from_step: Where the last restart began.
+    """
+    history = [entry for entry in engine.state.log_history if "loss" in entry]
+    timed = [entry for entry in history if "step_seconds" in entry]
+    wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
+    seconds = sum(entry["step_seconds"] for entry in timed)
+    speed = sum(entry["step_tokens"] for entry in timed) / seconds if timed else tokens / wall
+    how: Any = {"trains_everything": trains.everything, "also": trains.outside}
+    flops = training_flops_per_token(base, trains.blocks, base.depth, length, **how)
+    return TrainRecord(
+        stage=stage,
+        model=base.source.name,
+        output=recipe.output,
+        seed=recipe.seed,
+        processes=engine.args.world_size,
+        device=engine.args.device.type,
+        precision="bfloat16" if engine.args.bf16 else "float32",
+        parameters=parameters,
+        trainable_parameters=trainable_parameters,
+        trainable_blocks=list(trains.blocks),
+        steps=engine.state.global_step,
+        tokens=tokens,
+        sequence_length=length,
+        curve=[_point(entry) for entry in history],
+        wall_seconds=wall,
+        tokens_per_second=speed,
+        step_time=_step_time(timed),
+        peak_bytes=peak_bytes(engine.args.device),
+        flops_per_token=flops,
+        matmul_flops_per_second=matmul_rate,
+        utilisation=flops * speed / (matmul_rate * engine.args.world_size),
+        resumed_from_step=resumed_from_step,
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions() | _engine_versions(),
+    )
+
+
+def _point(entry: dict[str, Any]) -> LossPoint:
+    """Turn a log line into a point of the curve."""
+    return LossPoint(
+        step=entry["step"],
+        tokens=entry["tokens"],
+        wall_seconds=entry["wall_seconds"],
+        loss_nats_per_token=entry["loss"],
+        learning_rate=entry["learning_rate"],
+    )
+
+
+def _step_time(timed: list[dict[str, Any]]) -> StepTime:
+    """Say where the time of a step goes."""
+    return StepTime(
+        forward_seconds=_median(timed, "forward_seconds"),
+        backward_seconds=_median(timed, "backward_seconds"),
+        optimizer_seconds=_median(timed, "optimizer_seconds"),
+        total_seconds=_median(timed, "step_seconds"),
+    )
+
+
+def _median(entries: list[dict[str, Any]], key: str) -> float:
+    """Return the median over log lines; 0 if no step was timed."""
+    return float(median(entry[key] for entry in entries)) if entries else 0.0
+
+
+def _engine_versions() -> dict[str, str]:
+    """Return the versions of the engines."""
+    found = {}
+    for package in ("accelerate", "trl", "datasets", "liger-kernel", "deepspeed"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Proof that a grown checkpoint is what it claims, and what lies in it."""

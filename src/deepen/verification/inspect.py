@@ -1,0 +1,73 @@
+"""Show what a checkpoint is: its blocks, where each comes from, what is new."""
+
+from pathlib import Path
+
+from deepen.alignment.measure import align
+from deepen.base.model import open_model
+from deepen.common.progress import Progress, silent
+from deepen.planning.plan import Insert, Plan
+from deepen.records.growth import Lineage, read_lineage
+from deepen.records.verification import InspectRecord, Origin
+
+
+def inspect(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    alignment: bool = False,
+    calibration: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> InspectRecord:
+    """Read a checkpoint's headers and lineage, grown or not, and measure its blocks if asked.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        revision: Branch, tag or commit on the hub.
+        alignment: Whether to measure how well neighbouring blocks align; see ``align``.
+        calibration: Text to compare what blocks compute on; implies ``alignment``.
+        device: Where to measure.
+        progress: Called with the stage and the finished share of it.
+
+    Raises:
+        DeepenError: The checkpoint cannot be read, or is of a family that deepen does not know.
+    """
+    base = open_model(model, revision)
+    lineage = read_lineage(base.source.config)
+    new_blocks = lineage.new_blocks if lineage else []
+    per_block = [base.parameters_of(index) for index in range(base.depth)]
+    return InspectRecord(
+        name=base.source.name,
+        family=base.family.model_type,
+        dtypes=sorted({info.dtype for info in base.source.infos.values()}),
+        blocks=base.depth,
+        parameters=base.source.parameters,
+        parameters_per_block=per_block,
+        new_blocks=new_blocks,
+        new_parameters=sum(per_block[index] for index in new_blocks),
+        steps=lineage.steps if lineage else [],
+        origins=origins(lineage)
+        if lineage
+        else [Origin(step=0, block=index) for index in range(base.depth)],
+        alignment=align(
+            model, revision=revision, calibration=calibration, device=device, progress=progress
+        )
+        if alignment or calibration
+        else None,
+    )
+
+
+def origins(lineage: Lineage) -> list[Origin]:
+    """Trace every block of a model back to the first base or to the step that made it."""
+    stack: list[Origin] = []
+    for number, step in enumerate(lineage.steps, start=1):
+        plan = Plan.from_json(step.plan)
+        if not stack:
+            stack = [Origin(step=0, block=i) for i in range(plan.base_depth)]
+        stack = [
+            Origin(step=number, method=step.method, parents=list(block.parents), t=block.t)
+            if isinstance(block, Insert)
+            else stack[block.source]
+            for block in plan.blocks
+        ]
+    return stack

@@ -1,0 +1,161 @@
+"""The command line: output, exit codes, one sentence for every mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deepen import cli
+
+
+def run(capsys, *arguments):
+    """Run a subcommand; return exit code, stdout and stderr."""
+    code = 0
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_main_job(capsys, llama, tmp_path):
+    code, out, _ = run(capsys, "plan", llama)
+    assert code == 0
+    assert "0 1 2 [3] 4 [5] 6 [7] 8" in out
+    assert not list(tmp_path.iterdir())
+    code, out, _ = run(capsys, "grow", llama, tmp_path / "grown", "--set", "fidelity=published")
+    assert code == 0
+    assert "fidelity=published" in out
+    code, out, _ = run(capsys, "verify", llama, tmp_path / "grown")
+    assert code == 0
+    assert "max |Δlogit| = 0.0" in out
+    code, out, _ = run(capsys, "inspect", tmp_path / "grown")
+    assert code == 0
+    assert "step 1: opt-deus, 2|3 at t = 0.5" in out
+
+
+def test_json_is_the_record(capsys, llama, tmp_path):
+    _, planned, _ = run(
+        capsys, "plan", llama, "--method", "llama-pro", "--new-layers", "2", "--json"
+    )
+    assert json.loads(planned)["growth"]["step"]["new_blocks"] == [3, 7]
+    _, grown, _ = run(capsys, "grow", llama, tmp_path / "g", "-m", "llama-pro", "-n", "2", "--json")
+    assert json.loads(grown)["step"] == json.loads(planned)["growth"]["step"]
+    _, verified, _ = run(capsys, "verify", llama, tmp_path / "g", "--json")
+    assert json.loads(verified)["passed"] is True
+    _, inspected, _ = run(capsys, "inspect", tmp_path / "g", "--json")
+    assert json.loads(inspected)["new_blocks"] == [3, 7]
+    _, methods, _ = run(capsys, "methods", "--json")
+    assert "fidelity" in json.loads(methods)["opt-deus"]["properties"]
+
+
+def test_methods_tells_options_with_their_meaning(capsys):
+    code, out, _ = run(capsys, "methods")
+    assert code == 0
+    assert "--set fidelity=" in out
+    assert "Learning rate of AdamW." in out
+
+
+MISTAKES = {
+    "no folder": (["grow", "nowhere", "OUT"], "There is no folder 'nowhere'"),
+    "method": (
+        ["grow", "BASE", "OUT", "-m", "opt-deu"],
+        "Unknown method 'opt-deu'; did you mean 'opt-deus'?",
+    ),
+    "option": (
+        ["grow", "BASE", "OUT", "--set", "fidelty=published"],
+        "Unknown option of opt-deus 'fidelty'; did you mean 'fidelity'?",
+    ),
+    "no options": (
+        ["grow", "BASE", "OUT", "-m", "solar", "--set", "d=3"],
+        "Method 'solar' has no options",
+    ),
+    "option value": (
+        ["grow", "BASE", "OUT", "--set", "fidelity=exact"],
+        "Option 'fidelity' of 'opt-deus' cannot be 'exact'",
+    ),
+    "option number": (["grow", "BASE", "OUT", "--set", "regularisation=-1"], "greater than 0"),
+    "option form": (["grow", "BASE", "OUT", "--set", "fidelity"], "not of the form option=value"),
+    "placement": (["plan", "BASE", "-p", "tops"], "Unknown placement 'tops'; did you mean 'top'?"),
+    "too many": (["plan", "BASE", "-n", "4"], "holds 3 new layers at 1 per gap, not 4"),
+    "device": (
+        ["grow", "BASE", "OUT", "--device", "abacus"],
+        "Device 'abacus' is not to be had here",
+    ),
+    "shard size": (["grow", "BASE", "OUT", "--max-shard-size", "much"], "is not a size"),
+    "not grown": (["verify", "BASE", "BASE"], "deepen did not grow it"),
+    "text": (["verify", "BASE", "BASE", "--text", "none.txt"], "cannot be read"),
+    "out in model": (["grow", "BASE", "BASE/OUT"], "in MODEL's own folder"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_sentence_exit_2_and_nothing_written(
+    capsys, llama, tmp_path, monkeypatch, case
+):
+    monkeypatch.chdir(tmp_path)
+    arguments, sentence = MISTAKES[case]
+    before = sorted(llama.iterdir())
+    code, out, err = run(
+        capsys, *(a.replace("BASE", str(llama)).replace("OUT", "out") for a in arguments)
+    )
+    assert code == 2
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+    assert not list(tmp_path.iterdir())
+    assert sorted(llama.iterdir()) == before
+
+
+def test_a_failed_verification_is_exit_1(capsys, llama, tmp_path):
+    run(capsys, "grow", llama, tmp_path / "grown")
+    other = shutil.copytree(tmp_path / "grown", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_parameters": None}))
+    code, out, _ = run(capsys, "verify", llama, other)
+    assert code == 1
+    assert "FAIL" in out
+
+
+def test_a_machine_that_fails_is_exit_1_and_tells_how_to_go_on(
+    capsys, llama, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deepen.growth.write.ShardWriter.write", full)
+    code, _, err = run(capsys, "grow", llama, tmp_path / "grown")
+    assert code == 1
+    assert "No space left on device" in err
+    assert "--resume" in err
+    assert not (tmp_path / "grown").exists()
+    monkeypatch.undo()
+    code, _, _ = run(capsys, "grow", llama, tmp_path / "grown", "--resume")
+    assert code == 0
+
+
+def test_help_loads_neither_torch_nor_transformers():
+    """What makes help slow is importing them; time itself is measured in benchmarks."""
+    script = (
+        "import sys\nfrom deepen import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert time.perf_counter() - started < 30
+
+
+def test_python_m(llama):
+    done = subprocess.run(
+        [sys.executable, "-m", "deepen", "inspect", str(llama)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "not grown by deepen" in done.stdout

@@ -1,0 +1,38 @@
+"""A study's statistics against SciPy's."""
+
+import statistics
+
+import pytest
+from scipy import stats
+
+import studies
+from deepen.comparison import statistics as aggregate
+
+
+def test_paired_intervals_are_scipy_s():
+    records, summary = studies.study(seeds=(0, 1, 2, 3))
+    for difference in summary.differences[:40]:
+        values = {
+            (r.arm, r.seed): {s.name: s.value for s in aggregate.scores(r.after)} for r in records
+        }
+        ours, theirs = (
+            [values[arm, seed][difference.score] for seed in range(4)]
+            for arm in (difference.arm, difference.other)
+        )
+        expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+        assert difference.mean == pytest.approx(statistics.fmean(ours) - statistics.fmean(theirs))
+        assert (difference.low, difference.high) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_one_seed_has_no_interval():
+    _, summary = studies.study(seeds=(7,))
+    assert all(d.low is None and d.high is None and d.seeds == 1 for d in summary.differences)
+
+
+def test_only_seeds_that_both_arms_have_are_paired():
+    records, _ = studies.study(seeds=(0, 1, 2))
+    missing = [r for r in records if not (r.arm == "lesa" and r.seed == 1)]
+    found = aggregate.paired_differences(missing, studies.ARMS)
+    assert {d.seeds for d in found if "lesa" in (d.arm, d.other)} == {2}
+    assert {d.seeds for d in found if "lesa" not in (d.arm, d.other)} == {3}
+    assert len({(d.arm, d.other) for d in found}) == 6 + 15

@@ -1,0 +1,58 @@
+"""Per-layer fields of config.json stay true."""
+
+import pytest
+
+from deepen.base.anatomy import FAMILIES
+from deepen.common.errors import DeepenError
+from deepen.growth.config import grown_config
+from deepen.planning.plan import insert_after
+
+TYPES = ["full", "full", "sliding", "sliding"]
+
+
+def grown(config, after, resolved=None, family="qwen2"):
+    plan = insert_after(4, after, copies=False)
+    return grown_config(config, resolved or {}, FAMILIES[family], plan)
+
+
+def test_lists_with_an_entry_per_block_follow_the_parents():
+    config = {
+        "num_hidden_layers": 4,
+        "layer_types": TYPES,
+        "max_window_layers": 2,
+        "kept": {"a": 1},
+    }
+    assert grown(config, [0, 1, 2, 2]) == {
+        "num_hidden_layers": 8,
+        "layer_types": ["full", "full", "full", "full", *["sliding"] * 4],
+        "max_window_layers": 4,
+        "kept": {"a": 1},
+    }
+
+
+def test_a_list_that_the_file_leaves_out_is_written_out():
+    config = {"num_hidden_layers": 4}
+    assert grown(config, [0], {"layer_types": TYPES})["layer_types"] == ["full", *TYPES]
+
+
+@pytest.mark.parametrize(
+    ("count", "after", "expected"), [(4, [3 - 1], 5), (28, [0, 1], 30), (0, [0], 0)]
+)
+def test_prefix_counts(count, after, expected):
+    assert grown({"max_window_layers": count}, after)["max_window_layers"] == expected
+
+
+def test_an_unknown_list_of_the_same_length_is_refused():
+    with pytest.raises(DeepenError, match="list 'rope_layers' with one entry per block"):
+        grown({"rope_layers": [1, 0, 1, 0]}, [0], family="llama")
+    assert grown({"eos_token_id": [1, 2, 3, 4]}, [0], family="llama")["eos_token_id"] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_list_of_wrong_length_is_refused():
+    with pytest.raises(DeepenError, match="3 entries in 'layer_types' for 4 blocks"):
+        grown({"layer_types": TYPES[:3]}, [0])

@@ -1,0 +1,269 @@
+"""Growing end to end: bytes, memory layout, resume, refusal."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deepen
+import tiny
+from deepen.base.checkpoint import FolderSource, as_bytes
+from deepen.base.model import open_model
+from deepen.common.errors import DeepenError
+from deepen.growth import staging
+from deepen.growth.fuse import layout
+from deepen.planning.plan import Plan
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("tied", [False, True])
+def test_kept_tensors_are_bit_identical_in_their_dtype(tmp_path, dtype, tied):
+    base = tiny.save(tmp_path / "base", dtype=dtype, tie_word_embeddings=tied)
+    record = deepen.grow(base, tmp_path / "grown")
+    before, after = FolderSource(base), FolderSource(tmp_path / "grown")
+    assert ("lm_head.weight" in after.infos) == (not tied)
+    plan = Plan.from_json(record.step.plan)
+    assert after.infos == layout(open_model(base), plan)
+    kept = {name: name for name in ("model.embed_tokens.weight", "model.norm.weight")}
+    for index, block in enumerate(record.step.plan):
+        if isinstance(block, int):
+            kept |= {
+                name.replace(f".{block}.", f".{index}.", 1): name
+                for name in before.infos
+                if name.startswith(f"model.layers.{block}.")
+            }
+    for new, old in kept.items():
+        assert torch.equal(as_bytes(after.load(new)), as_bytes(before.load(old)))
+    assert {info.dtype for info in after.infos.values()} == {
+        info.dtype for info in before.infos.values()
+    }
+    loaded = tiny.load(tmp_path / "grown")
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_generation_with_the_cache_is_the_base_s_own(any_family, tmp_path):
+    deepen.grow(any_family, tmp_path / "grown", new_layers=3)
+    base, grown = tiny.load(any_family), tiny.load(tmp_path / "grown")
+    ids = tiny.tokens(any_family)[:1, :12]
+    how = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    mask = torch.ones_like(ids)
+    expected = base.generate(ids, attention_mask=mask, **how)
+    assert torch.equal(grown.generate(ids, attention_mask=mask, **how), expected)
+    assert torch.equal(grown.generate(ids, attention_mask=mask, use_cache=False, **how), expected)
+
+
+def test_block_types_of_kept_blocks_do_not_shift(tmp_path):
+    base = tiny.save(tmp_path / "base", "qwen2")
+    config = json.loads((base / "config.json").read_text())
+    del config["layer_types"]  # an older file: transformers would make the list anew from the count
+    (base / "config.json").write_text(json.dumps(config))
+    record = deepen.grow(base, tmp_path / "grown", placement="bottom", method="llama-pro")
+    types = tiny.load(tmp_path / "grown").config.layer_types
+    before = tiny.load(base).config.layer_types
+    plan = Plan.from_json(record.step.plan)
+    assert types == [before[parent] for parent in plan.type_parents]
+    assert types.count("sliding_attention") == 2
+    assert torch.equal(
+        tiny.load(tmp_path / "grown")(tiny.tokens(base)).logits,
+        tiny.load(base)(tiny.tokens(base)).logits,
+    )
+
+
+def test_everything_else_comes_along(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tool.jinja").write_text("{{ tools }}")
+    (base / "optimizer.pt").write_bytes(b"left behind")
+    (base / "modeling_x.py").write_text("left = 'behind'")
+    deepen.grow(base, tmp_path / "grown")
+    before, after = tiny.read(base), tiny.read(tmp_path / "grown")
+    same = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "LICENSE",
+        "chat_template.jinja",
+        "additional_chat_templates/tool.jinja",
+    }
+    assert all(after[name] == before[name] for name in same)
+    assert after.keys() == same | {"config.json", "README.md", "model.safetensors"}
+
+
+def test_same_inputs_same_bytes_and_the_record_tells_the_whole(llama, tmp_path):
+    how = {"method": "lesa", "new_layers": 2, "seed": 3, "max_shard_size": "30KB"}
+    record = deepen.grow(llama, tmp_path / "1" / "deep", **how)
+    deepen.grow(llama, tmp_path / "2", **how)
+    assert tiny.read(tmp_path / "1/deep") == tiny.read(tmp_path / "2")
+    assert len(list((tmp_path / "2").glob("*.safetensors"))) > 3
+    assert record.parameters == sum(p.numel() for p in tiny.load(tmp_path / "2").parameters())
+    assert record.weight_bytes == 2 * record.parameters
+    assert (
+        record.parameters - record.base_parameters
+        == record.new_parameters
+        == record.trainable_parameters
+    )
+    planned = deepen.plan(llama, method="lesa", new_layers=2, seed=3).growth
+    told = {"out", "notes", "wall_seconds", "peak_bytes"}
+    assert planned == record.model_copy(update={k: getattr(planned, k) for k in told})
+
+
+@pytest.mark.parametrize("method", ["opt-deus", "lesa", "solar"])
+def test_a_live_module_grows_through_the_same_code(llama, tmp_path, method):
+    module = tiny.load(llama, torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    grown = deepen.grow_model(module, method=method)
+    deepen.grow(llama, tmp_path / "grown", method=method)
+    stored = tiny.load(tmp_path / "grown", torch.bfloat16)
+    assert grown.state_dict().keys() == stored.state_dict().keys()
+    assert all(torch.equal(t, stored.state_dict()[n]) for n, t in grown.state_dict().items())
+    assert type(grown) is type(module)
+    assert grown.dtype == torch.bfloat16
+    assert not grown.training
+    assert grown.config.deepen["new_blocks"] == stored.config.deepen["new_blocks"]
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            parameter.zero_()
+    assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items()), (
+        "memory is shared"
+    )
+
+
+def test_growing_twice_adds_up(llama, tmp_path):
+    deepen.grow(llama, tmp_path / "once", new_layers=2)
+    record = deepen.grow(tmp_path / "once", tmp_path / "twice", method="llama-pro", new_layers=2)
+    lineage = deepen.inspect(tmp_path / "twice")
+    assert [step.method for step in lineage.steps] == ["opt-deus", "llama-pro"]
+    assert lineage.steps[1].base.fingerprint == FolderSource(tmp_path / "once").fingerprint
+    assert lineage.new_blocks == record.step.new_blocks
+    assert deepen.verify(llama, tmp_path / "twice").passed
+    assert deepen.verify(tmp_path / "once", tmp_path / "twice").passed
+
+
+def test_growing_an_untrained_growth_again_keeps_the_size_of_its_features(llama, tmp_path):
+    """A parent with zero output projections has nothing to match there."""
+    deepen.grow(llama, tmp_path / "once")  # 0 1 2 [3] 4 [5] 6 [7] 8
+    deepen.grow(tmp_path / "once", tmp_path / "twice", placement="after:3")
+    tensors = load_file(tmp_path / "twice/model.safetensors")
+    for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+        new, parent = (tensors[f"model.layers.{i}.{name}"].float().norm() for i in (4, 5))
+        assert new > 0.5 * parent
+
+
+KILLED = """
+import os, signal, sys, deepen
+def progress(stage, share):
+    if "writing" in stage and share > 0.6:
+        os.kill(os.getpid(), signal.SIGKILL)
+deepen.grow(sys.argv[1], sys.argv[2], method="lesa", max_shard_size="20KB", progress=progress)
+"""
+
+
+def test_a_killed_run_leaves_nothing_at_out_and_resumes_to_the_same_bytes(llama, tmp_path):
+    out = tmp_path / "grown"
+    run = subprocess.run([sys.executable, "-c", KILLED, str(llama), str(out)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert not out.exists()
+    (unfinished,) = tmp_path.iterdir()
+    finished = {f.name: f.stat().st_mtime_ns for f in unfinished.glob("*.safetensors")}
+    assert len(finished) > 2
+    how = {"method": "lesa", "max_shard_size": "20KB"}
+    with pytest.raises(DeepenError, match="pass --resume"):
+        deepen.grow(llama, out, **how)
+    with pytest.raises(DeepenError, match="another base, method or options"):
+        deepen.grow(llama, out, **how | {"seed": 1}, resume=True)
+    deepen.grow(llama, out, **how, resume=True)
+    assert list(tmp_path.iterdir()) == [out]
+    assert all((out / name).stat().st_mtime_ns == when for name, when in finished.items())
+    deepen.grow(llama, tmp_path / "whole", **how)
+    assert tiny.read(out) == tiny.read(tmp_path / "whole")
+
+
+def spoil(folder, block, value):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.layers.{block}.mlp.up_proj.weight"][0, 0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("method", ["opt-deus", "llama-pro", "lesa", "solar"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_or_inf_in_a_source_block_writes_nothing(llama, tmp_path, method, value):
+    base = shutil.copytree(llama, tmp_path / "base")
+    spoil(base, 3, value)
+    with pytest.raises(
+        DeepenError, match=r"Source block 3 holds NaN or Inf in tensor 'model.layers.3.mlp.up"
+    ):
+        deepen.grow(
+            base, tmp_path / "new/grown", method=method, new_layers=4 if method == "solar" else None
+        )
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_a_result_that_overflows_its_dtype_is_refused(tmp_path):
+    base = tiny.save(tmp_path / "base", dtype=torch.float32)
+    tensors = load_file(base / "model.safetensors")
+    for block in (3, 4):
+        tensors[f"model.layers.{block}.mlp.up_proj.weight"].fill_(3e38)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DeepenError, match="made NaN or Inf"):
+        deepen.grow(base, tmp_path / "grown", options={"fidelity": "normalised"})
+    with pytest.raises(DeepenError, match=r"not finite|infinite|made NaN or Inf"):
+        deepen.grow(base, tmp_path / "grown", options={"fidelity": "structured"})
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_places_that_must_not_be_written(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "models/base")
+    for out, sentence in {
+        base: "in MODEL's own folder",
+        base / "grown": "in MODEL's own folder",
+        tmp_path / "models": "holds MODEL",
+    }.items():
+        with pytest.raises(DeepenError, match=sentence):
+            deepen.grow(base, out, overwrite=True)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(DeepenError, match="exists; choose another place or pass --overwrite"):
+        deepen.grow(base, precious)
+    with pytest.raises(DeepenError, match="not a checkpoint, so --overwrite will not delete it"):
+        deepen.grow(base, precious, overwrite=True)
+    assert (precious / "thesis.txt").exists()
+
+
+def test_overwrite_replaces_a_checkpoint_only_by_a_whole_one(llama, tmp_path):
+    out = tmp_path / "grown"
+    deepen.grow(llama, out, new_layers=1)
+    before = tiny.read(out)
+    with pytest.raises(DeepenError, match="Unknown method"):
+        deepen.grow(llama, out, method="opt-deuz", overwrite=True)
+    assert tiny.read(out) == before
+    deepen.grow(llama, out, new_layers=2, overwrite=True)
+    assert deepen.inspect(out).blocks == 8
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_disk_too_small_is_refused_before_the_first_byte(llama, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 10**6))
+    with pytest.raises(DeepenError, match=r"has 0.00 GB free and the checkpoint needs 0.02 GB"):
+        deepen.grow(llama, tmp_path / "grown")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bin_weights_are_told_of(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    record = deepen.grow(base, tmp_path / "grown")
+    assert "weights-only loading" in record.notes[0]
+    assert not list((tmp_path / "grown").glob("*.bin"))
+    deepen.grow(llama, tmp_path / "from-safetensors")
+    ours, theirs = tiny.read(tmp_path / "grown"), tiny.read(tmp_path / "from-safetensors")
+    assert ours["model.safetensors"] == theirs["model.safetensors"]

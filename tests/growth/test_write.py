@@ -1,0 +1,79 @@
+"""Our writer against safetensors' own."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepen.base.checkpoint import info_of
+from deepen.common.errors import DeepenError
+from deepen.growth.write import INDEX, ShardWriter
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
+    "b": torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    "c": torch.tensor(2.5),
+    "d": torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).half(),
+    "é": torch.randn(4, 2, generator=torch.Generator().manual_seed(2)).T,  # not contiguous
+}
+LAYOUT = {name: info_of(tensor, name) for name, tensor in TENSORS.items()}
+
+
+def write(folder, size, order=TENSORS):
+    writer = ShardWriter(folder, LAYOUT, size)
+    for name in order:
+        if writer.wants(name):
+            writer.write(name, TENSORS[name])
+    writer.finish()
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+def test_one_file_reads_back_and_is_as_long_as_safetensors_own(tmp_path):
+    (tmp_path / "ours").mkdir()
+    write(tmp_path / "ours", "5GB")
+    loaded = load_file(tmp_path / "ours/model.safetensors")
+    assert loaded.keys() == TENSORS.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
+    contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
+    save_file(contiguous, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours/model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_order_of_writing_does_not_change_the_bytes(tmp_path):
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        folder.mkdir()
+    assert write(folders[0], 40) == write(folders[1], 40, list(TENSORS)[::-1])
+
+
+def test_shards_stay_under_the_limit_and_the_index_is_complete(tmp_path):
+    write(tmp_path, 60)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["weight_map"].keys() == TENSORS.keys()
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in TENSORS.values())
+    for file in set(index["weight_map"].values()):
+        loaded = load_file(tmp_path / file)
+        assert len(loaded) == 1 or sum(t.nbytes for t in loaded.values()) <= 60
+        assert all(torch.equal(t, TENSORS[name]) for name, t in loaded.items())
+
+
+def test_an_unfinished_shard_does_not_have_its_name(tmp_path):
+    writer = ShardWriter(tmp_path, LAYOUT, "5GB")
+    writer.write("a", TENSORS["a"])
+    writer.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors.part"]
+    with pytest.raises(ValueError, match="never written"):
+        writer.finish()
+
+
+def test_a_tensor_unlike_its_layout_is_refused(tmp_path):
+    writer = ShardWriter(tmp_path, LAYOUT, "5GB")
+    with pytest.raises(ValueError, match="laid out as"):
+        writer.write("a", TENSORS["a"].float())
+
+
+@pytest.mark.parametrize("size", ["big", "5 parsecs", ""])
+def test_a_size_that_is_none_is_refused(tmp_path, size):
+    with pytest.raises(DeepenError, match="write for example 5GB"):
+        ShardWriter(tmp_path, LAYOUT, size)

@@ -1,0 +1,111 @@
+"""Packing: every token of every document, each document ended, nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from deepen.base.text import PASSAGE
+from deepen.common.errors import DeepenError
+from deepen.common.progress import silent
+from deepen.training.data import packed as module
+from deepen.training.data.packed import Blocks, load_blocks
+from deepen.training.recipe import DataConfig, TrainingConfig
+
+DOCUMENTS = [PASSAGE[i : i + 200] for i in range(0, len(PASSAGE), 200)]
+
+
+def load(path: Path, cache: Path, **data: Any) -> Blocks:
+    config = {"path": str(path), "sequence_length": 16, "seed": 0} | data
+    steps = TrainingConfig(max_steps=3, batch_size=2)
+    return load_blocks(DataConfig.model_validate(config), steps, tiny.tokenizer(), cache, silent)
+
+
+def flat(blocks: Blocks) -> list[int]:
+    return torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text, "id": 1}) for text in [*DOCUMENTS, ""]))
+    return path
+
+
+def test_documents_and_their_ends_fill_the_blocks(file: Path, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    expected = [t for d in DOCUMENTS for t in [*tokenizer(d)["input_ids"], tokenizer.eos_token_id]]
+    blocks = load(file, tmp_path / "cache")
+    assert len(blocks) == len(expected) // 16
+    assert flat(blocks) == expected[: 16 * len(blocks)]
+    row = blocks[1]
+    assert row["labels"].tolist() == [-100, *row["input_ids"][1:].tolist()]
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("\n\n".join(DOCUMENTS))
+    tokens = flat(load(tmp_path / "t.txt", tmp_path / "cache", sequence_length=1))
+    assert tokens.count(tiny.tokenizer().eos_token_id) == 1
+    assert tokens[-1] == tiny.tokenizer().eos_token_id
+    assert tiny.tokenizer().decode(tokens[:-1]) == "\n\n".join(DOCUMENTS)
+
+
+def test_tokens_are_written_once_and_serve_any_length(file: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = flat(load(file, cache))
+    before = {f.name: f.stat().st_mtime_ns for f in cache.iterdir()}
+    again = flat(load(file, cache, sequence_length=8))
+    assert again[: len(first)] == first
+    assert {f.name: f.stat().st_mtime_ns for f in cache.iterdir()} == before
+    load(file, cache, text_column="text", streaming=True)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_stream_is_read_as_far_as_the_budget(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 300)
+    whole, needed = load(file, tmp_path / "a"), load(file, tmp_path / "b", streaming=True)
+    assert 3 * 2 <= len(needed) < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "said"),
+    [
+        ("", {}, "holds no text"),
+        ('{"text": ""}', {}, "holds no text"),
+        ('{"text": "x"}', {}, "holds 2 tokens, fewer than one sequence of 16"),
+        (
+            '{"text": "x"}\n{"txt": "x", "id": 2}',
+            {},
+            r"Line 2 of d.jsonl has no text in column 'text' \(its columns: txt, id\)",
+        ),
+        ('{"text": "x"}', {"text_column": "body"}, "no text in column 'body'"),
+        ('{"text": 3}', {}, "no text in column 'text'"),
+    ],
+)
+def test_unusable_data_are_told_and_leave_nothing(
+    tmp_path: Path, content: str, settings: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "d.jsonl").write_text(content)
+    with pytest.raises(DeepenError, match=said):
+        load(tmp_path / "d.jsonl", tmp_path / "run" / "cache", **settings)
+    left = list(tmp_path.rglob("*.bin"))
+    assert (not left and not (tmp_path / "run").exists()) or "fewer" in said
+
+
+def test_an_empty_text_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").touch()
+    with pytest.raises(DeepenError, match="holds no text"):
+        load(tmp_path / "t.txt", tmp_path / "cache")
+
+
+def test_a_tokenizer_without_an_end_is_told(file: Path, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = None
+    data = DataConfig(path=str(file), seed=0)
+    with pytest.raises(DeepenError, match="no end-of-text token"):
+        load_blocks(data, TrainingConfig(), tokenizer, tmp_path / "cache", silent)
