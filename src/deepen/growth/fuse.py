@@ -126,10 +126,7 @@ def new_block(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor]]:
             NaN or Inf.
     """
     base, anatomy = growth.base, growth.base.anatomy.blocks[insert.nearest]
-    who, where = (
-        f"Method {growth.method.name!r}",
-        f"between blocks {insert.below} and {insert.above}",
-    )
+    who, where = _said(growth, insert)
     parts = Counter(place.suffix for place in anatomy.places.values())
     unfinished: dict[str, Tensor] = {}
     for name, tensor in logical_tensors(growth, insert):
@@ -168,10 +165,7 @@ def logical_tensors(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tenso
         DeepenError: The method left out or invented a tensor.
     """
     base, options, anatomy = growth.base, growth.options, growth.base.anatomy.blocks[insert.nearest]
-    who, where = (
-        f"Method {growth.method.name!r}",
-        f"between blocks {insert.below} and {insert.above}",
-    )
+    who, where = _said(growth, insert)
     silent_ones = {n: spec for n, spec in anatomy.block.items() if options.silences(spec)}
     missing = {n: spec for n, spec in anatomy.block.items() if n not in silent_ones}
     below, above = (base.block(index, growth.device) for index in (insert.below, insert.above))
