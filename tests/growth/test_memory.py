@@ -15,7 +15,7 @@ MEGABYTE = 2**20
 
 GROW = """
 import sys, deepen
-from deepen.records import peak_resident_bytes
+from deepen.common.system import peak_resident_bytes
 deepen.grow(sys.argv[1], sys.argv[2], method=sys.argv[3], max_shard_size=int(sys.argv[4]))
 print(peak_resident_bytes())
 """

@@ -55,6 +55,9 @@ class BlockAlignment(Record):
     """Share of that plan's mass that stays at its own index; ``None`` without an FFN."""
     cka: float | None
     """Linear CKA of what the two blocks add to the residual stream on the calibration text."""
+    function_change: float | None = None
+    """Relative change of what the lower block computes when it is aligned, run in float32 on a few
+    tokens; rounding alone stays far below 1e-3. ``None`` in records from before it was measured."""
     norm_ratios: dict[str, float]
     """Role → median row norm of the new block's weight as a share of the upper block's."""
     heat_map: list[list[float]]
