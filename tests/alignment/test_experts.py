@@ -19,8 +19,9 @@ from deepen.base.anatomy import BlockAnatomy
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import as_model, open_model
 from deepen.common.errors import DeepenError
-from deepen.methods.opt_deus import METHOD, Options
-from deepen.planning.plan import Insert
+from deepen.growth.fuse import logical_tensors
+from deepen.growth.preview import resolve
+from deepen.records.growth import GrowRequest
 
 CPU = torch.device("cpu")
 LAST = shrink.BLOCKS - 1
@@ -152,14 +153,15 @@ def test_both_layouts_give_the_same_new_block_to_the_last_bit(case, fidelity, tm
     model_type, settings = CASES[case]
     model = shrink.model(model_type, **settings)
     model.save_pretrained(tmp_path)
-    options = Options(fidelity=fidelity)
+    request = GrowRequest(
+        placement=f"after:{LAST - 1}", options={"fidelity": fidelity}, device="cpu"
+    )
     bases = open_model(tmp_path), as_model(ModuleSource(model, model.config.to_dict()))
     new = []
     for base in bases:
-        anatomy = base.anatomy.blocks[LAST]
-        below, above = base.block(LAST - 1, CPU), base.block(LAST, CPU)
-        made = METHOD.fuse(options, below, above, anatomy, Insert(LAST - 1, LAST, 0.5), {})
-        new.append({anatomy.block[name].key: tensor for name, tensor in made})
+        growth = resolve(base, request)
+        made = logical_tensors(growth, growth.plan.inserts[0])
+        new.append({base.anatomy.blocks[LAST].block[name].key: value for name, value in made})
     assert bases[0].anatomy.blocks[LAST].stored != bases[1].anatomy.blocks[LAST].stored
     assert new[0].keys() == new[1].keys()
     for key, tensor in new[0].items():

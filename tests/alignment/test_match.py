@@ -45,7 +45,7 @@ def test_aligning_moves_tensors_and_not_the_function(case):
         stored = state[base.family.name(BELOW, place.suffix)]
         moved += not torch.equal(place.read(stored, anatomy.sizes), tensor)
         place.write(tensor, stored, anatomy.sizes)
-    if matcher.neurons(anatomy.units[0] if anatomy.units else "") or matcher.heads():
+    if matcher.neurons(anatomy.units[0] if anatomy.units else "") or matcher.heads:
         assert moved >= 2
     difference = (logits(model) - before).abs().max()
     assert difference < 3e-5 * before.abs().max()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from deepen.alignment.activations import Likeness, compare_blocks, read_tokens
-from deepen.alignment.match import Matcher
+from deepen.alignment.match import Matcher, Pair, match_pairs
+from deepen.alignment.proof import relative_changes
 from deepen.base.anatomy import Block, BlockAnatomy
 from deepen.base.model import Model, open_model
 from deepen.common import device as devices
@@ -61,51 +62,65 @@ def align(
     Raises:
         DeepenError: The checkpoint or the text cannot be used.
     """
-    base, where = open_model(model, revision), devices.choose(device)
-    lineage = read_lineage(base.source.config)
-    inserts = dict(_new_blocks(Plan.from_json(lineage.steps[-1].plan)) if lineage else _gaps(base))
+    opened, where = open_model(model, revision), devices.choose(device)
+    lineage = read_lineage(opened.source.config)
+    steps = lineage.steps if lineage else []
+    inserts = dict(_new_blocks(Plan.from_json(steps[-1].plan)) if steps else _gaps(opened))
     pairs = [(insert.below, insert.above) for insert in inserts.values()]
-    likeness: Mapping[tuple[int, int], Likeness] = {}
+    likeness: Mapping[Pair, Likeness] = {}
     if calibration:
-        tokens = read_tokens(base, calibration)
-        likeness = compare_blocks(base, pairs, tokens, where, progress)
+        tokens = read_tokens(opened, calibration)
+        likeness = compare_blocks(opened, pairs, tokens, where, progress)
+    matchers = match_pairs(opened, pairs, where)
+    changes = relative_changes(opened, matchers, where, progress)
     blocks = []
     for done, (key, insert) in enumerate(inserts.items()):
         progress("aligning", done / len(inserts))
-        alike = likeness.get((insert.below, insert.above))
-        new = key if lineage else None
-        blocks.append(_measure(base, insert, new, alike, where))
+        pair = insert.below, insert.above
+        new = opened.block(key, where) if lineage else None
+        measured = _measure(matchers[pair], new)
+        blocks.append(
+            BlockAlignment(
+                below=insert.below,
+                above=insert.above,
+                block=key if lineage else None,
+                cka=likeness[pair].cka if pair in likeness else None,
+                function_change=changes[pair],
+                **measured,
+            )
+        )
     progress("aligned", 1.0)
     return AlignmentRecord(
-        model=base.source.name,
-        method=lineage.steps[-1].method if lineage else None,
+        model=opened.source.name,
+        method=steps[-1].method if steps else None,
         calibration=calibration.name if calibration else None,
         regularisation=REGULARISATION,
         blocks=blocks,
     )
 
 
-def gap_scores(base: Model, device: torch.device, progress: Progress = silent) -> list[float]:
+def gap_scores(model: Model, device: torch.device, progress: Progress = silent) -> list[float]:
     """Score every gap by how well the two blocks that would be fused there align.
 
     Returns:
         For each inner gap the mean over heads and neurons of matched similarity.
     """
-    scores, gaps = [], list(_gaps(base))
+    scores, gaps = [], list(_gaps(model))
     for done, (_, insert) in enumerate(gaps):
         progress("scoring gaps", done / len(gaps))
-        matcher = _matcher(base, insert, device)
-        found = [quality.similarity_after for _, quality in _qualities(matcher)]
-        scores.append(fmean(found) if found else 0.0)
+        pair = insert.below, insert.above
+        qualities = _qualities(match_pairs(model, [pair], device)[pair])
+        similarities = [quality.similarity_after for _, quality in qualities]
+        scores.append(fmean(similarities) if similarities else 0.0)
     progress("scored gaps", 1.0)
     return scores
 
 
-def _gaps(base: Model) -> Iterator[tuple[int, Insert]]:
+def _gaps(model: Model) -> Iterator[tuple[int, Insert]]:
     """Yield every inner gap and the two blocks that are fused there."""
-    for gap in range(base.depth - 1):
-        plan = insert_after(base.depth, [gap], copies=False)
-        yield gap, paired(plan, base.anatomy, base.resolved).inserts[0]
+    for gap in range(model.depth - 1):
+        plan = insert_after(model.depth, [gap], copies=False)
+        yield gap, paired(plan, model.anatomy, model.resolved).inserts[0]
 
 
 def _new_blocks(plan: Plan) -> Iterator[tuple[int, Insert]]:
@@ -116,27 +131,23 @@ def _new_blocks(plan: Plan) -> Iterator[tuple[int, Insert]]:
             yield index, Insert(kept[block.below], kept[block.above], block.t)
 
 
-def _measure(
-    base: Model, insert: Insert, new: int | None, alike: Likeness | None, device: torch.device
-) -> BlockAlignment:
-    """Match two blocks and measure what comes of it."""
-    anatomy = base.anatomy.blocks[insert.below]
-    below, above = base.block(insert.below, device), base.block(insert.above, device)
-    matcher = _matcher(base, insert, device)
+def _measure(matcher: Matcher, new: Block | None) -> dict[str, Any]:
+    """Measure how well two blocks align, and what a new block has of the upper one's norms.
+
+    Returns:
+        Fields of ``BlockAlignment``.
+    """
+    below, above, anatomy = matcher.below, matcher.above, matcher.anatomy
     chance = dict(_qualities(Matcher(below, _Shuffled(above, anatomy), anatomy)))
     plan = _plan(Matcher(below, above, anatomy, reg=REGULARISATION))
     spread = neuron_quality(plan) if plan else None
     ratios = {}
     if new is not None:
-        made = base.block(new, device)
         unit = anatomy.units[0] if anatomy.units else ""
         names = {role: anatomy.name(role) or anatomy.name(role, unit) for role in _HIDDEN}
-        ratios = {r: norm_ratio(made[n].float(), above[n].float()) for r, n in names.items() if n}
-    return BlockAlignment(
-        below=insert.below,
-        above=insert.above,
-        block=new,
-        parts=[
+        ratios = {r: norm_ratio(new[n].float(), above[n].float()) for r, n in names.items() if n}
+    return {
+        "parts": [
             PartAlignment(
                 part=part,
                 units=quality.units,
@@ -147,18 +158,11 @@ def _measure(
             )
             for part, quality in _qualities(matcher)
         ],
-        effective_matches=spread.effective_matches if spread else None,
-        diagonal_mass=spread.diagonal_mass if spread else None,
-        cka=alike.cka if alike else None,
-        norm_ratios=ratios,
-        heat_map=heat_map(plan.plan) if plan and plan.plan is not None else [],
-    )
-
-
-def _matcher(base: Model, insert: Insert, device: torch.device) -> Matcher:
-    """Match the blocks around a gap, exactly, by their weights."""
-    below, above = base.block(insert.below, device), base.block(insert.above, device)
-    return Matcher(below, above, base.anatomy.blocks[insert.below])
+        "effective_matches": spread.effective_matches if spread else None,
+        "diagonal_mass": spread.diagonal_mass if spread else None,
+        "norm_ratios": ratios,
+        "heat_map": heat_map(plan.plan) if plan and plan.plan is not None else [],
+    }
 
 
 def _qualities(matcher: Matcher) -> Iterator[tuple[str, MatchQuality]]:
