@@ -19,13 +19,15 @@ from deepen.transport.assignment import assign
 _PROBES = 16
 
 
-class _Renumbered(Mapping[str, Tensor]):
+class Renumbered(Mapping[str, Tensor]):
     """A block whose expert i is another block's expert ``order[i]``, loaded on access."""
 
     def __init__(self, block: Block, anatomy: BlockAnatomy, order: list[int]) -> None:
+        """Load nothing yet."""
         self._block, self._anatomy, self._order = block, anatomy, order
 
     def __getitem__(self, name: str) -> Tensor:
+        """Load a tensor of the expert that belongs here."""
         spec = self._anatomy.block[name]
         if spec.unit.isdigit():
             source = self._anatomy.name(spec.role, str(self._order[int(spec.unit)]), bias=spec.bias)
@@ -38,9 +40,11 @@ class _Renumbered(Mapping[str, Tensor]):
         return tensor
 
     def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of its tensors."""
         return iter(self._block)
 
     def __len__(self) -> int:
+        """Return the number of its tensors."""
         return len(self._block)
 
 
@@ -57,7 +61,7 @@ def matched_experts(below: Block, above: Block, anatomy: BlockAnatomy) -> Block:
     """
     if not anatomy.experts:
         return below
-    return _Renumbered(below, anatomy, expert_order(below, above, anatomy).tolist())
+    return Renumbered(below, anatomy, expert_order(below, above, anatomy).tolist())
 
 
 def expert_order(below: Block, above: Block, anatomy: BlockAnatomy) -> Tensor:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepen.alignment.experts import matched_experts
+from deepen.alignment.experts import Renumbered, expert_order
 from deepen.base.anatomy import Block, BlockAnatomy
 from deepen.base.model import Model
 from deepen.transport.assignment import best_share, choose_rows
@@ -70,9 +70,18 @@ class Matcher:
         self._neurons: dict[str, NeuronMatch | None] = {}
 
     @cached_property
+    def experts(self) -> list[int]:
+        """For every expert of the upper block the one of the lower that matches it."""
+        if not self.anatomy.experts:
+            return []
+        return expert_order(self._given, self.above, self.anatomy).tolist()
+
+    @cached_property
     def below(self) -> Block:
         """The lower block, its experts in the order of those of the upper block."""
-        return matched_experts(self._given, self.above, self.anatomy)
+        if not self.experts:
+            return self._given
+        return Renumbered(self._given, self.anatomy, self.experts)
 
     def neurons(self, unit: str) -> NeuronMatch | None:
         """Match the neurons of one FFN; ``None`` if the block has no such FFN."""

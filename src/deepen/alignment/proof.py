@@ -3,7 +3,8 @@
 What a family's table says of heads and gates decides what may be moved. A table that is wrong, or a
 checkpoint that is other than its family, would be silently torn apart: a new block's outputs are
 zero, so that no test of the grown model sees it. So the base runs once, on a few tokens, and each
-lower block runs twice on what reaches it: as it is, and aligned.
+lower block runs twice on what reaches it: as it is, and aligned. Of many experts only the first few
+take part, so that no whole bank of them is ever in memory; the others add nothing in either run.
 """
 
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from deepen.records.growth import AlignmentProof
 LIMIT = 1e-3
 """Largest relative change that rounding may make; a torn block changes by about its own size."""
 _TOKENS = 16
+_EXPERTS = 8
 
 
 def relative_changes(
@@ -60,7 +63,7 @@ def relative_changes(
         vocabulary = int(model.resolved["vocab_size"])
         tokens = torch.randint(vocabulary, (1, _TOKENS), generator=generator)
         progress("proving", 0.0)
-        with suppress(_Enough):
+        with suppress(_Enough), memory.weights.replaced(_FewExperts(model, memory)):
             memory.module(tokens.to(device), use_cache=False)
         progress("proving", 1.0)
     return found
@@ -163,6 +166,35 @@ def _cloned(inputs: Any) -> Any:  # noqa: ANN401 (arguments of a block)
     return tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs)
 
 
+class _FewExperts(Mapping[str, Tensor]):
+    """Banks of experts as the model in memory has them, only the first few of them filled."""
+
+    def __init__(self, model: Model, memory: InMemory) -> None:
+        self._model, self._memory = model, memory
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._memory.anatomy.family.split(name)
+        if place is None:
+            raise KeyError(name)
+        index, suffix = place
+        kind, names = self._memory.anatomy.blocks[index], self._model.anatomy.blocks[index].names
+        if len(kind.experts) <= _EXPERTS or not kind.stored[suffix].bank:
+            raise KeyError(name)
+        block = self._model.block(index, torch.device("cpu"))
+        # Not torch.zeros, which would touch every page.
+        bank = torch.from_numpy(np.zeros(self._memory.shapes[name], np.float32))
+        for logical, where in kind.places.items():
+            if where.suffix == suffix and where.expert is not None and where.expert < _EXPERTS:
+                where.write(block[names[kind.block[logical].key]], bank, kind.sizes)
+        return bank
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._memory.shapes)
+
+    def __len__(self) -> int:
+        return len(self._memory.shapes)
+
+
 class _AlignedWeights(Mapping[str, Tensor]):
     """The tensors of an aligned block as the model in memory has them, each made when asked for."""
 
@@ -180,21 +212,29 @@ class _AlignedWeights(Mapping[str, Tensor]):
         for logical, where in self._kind.places.items():
             if where.suffix != place[1]:
                 continue
+            if tensor is None and not where.is_whole:
+                tensor = torch.from_numpy(np.zeros(self._memory.shapes[name], np.float32))
+            if where.expert is not None and self._is_left_out(where.expert):
+                continue
             part = self._logical(self._names[self._kind.block[logical].key]).float().cpu()
-            if where.is_whole:
-                return part.contiguous()
             if tensor is None:
-                tensor = torch.empty(self._memory.shapes[name])
+                return part.contiguous()
             where.write(part, tensor, self._kind.sizes)
         if tensor is None:
             raise KeyError(name)
         return tensor
+
+    def _is_left_out(self, expert: int) -> bool:
+        """Whether the expert that has come here is none of the few that take part."""
+        experts = self._matcher.experts
+        return len(experts) > _EXPERTS and experts[expert] >= _EXPERTS
 
     def _logical(self, name: str) -> Tensor:
         """Return a logical tensor of the base's layout, aligned; the latest part is kept."""
         spec = self._matcher.anatomy.block[name]
         for part in (spec.unit, None):
             if self._part is None or self._part[0] != part:
+                self._part = None  # free it before the next one is made
                 self._part = part, dict(self._matcher.aligned_part(part))
             if name in self._part[1]:
                 return self._part[1][name]

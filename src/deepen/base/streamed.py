@@ -17,6 +17,7 @@ from deepen.base.anatomy import FAMILIES, Anatomy, dissect
 from deepen.base.anatomy.layouts import assemble, missing
 from deepen.base.checkpoint import Source
 from deepen.base.model import Model, transformers_config
+from deepen.common.system import return_freed_memory
 
 
 class Weights(Mapping[str, Tensor]):
@@ -51,11 +52,11 @@ class Weights(Mapping[str, Tensor]):
     @contextmanager
     def replaced(self, others: Mapping[str, Tensor]) -> Iterator[None]:
         """Hand out other tensors for a while; one that raises KeyError stays as it is."""
-        self._instead = others
+        before, self._instead = self._instead, others
         try:
             yield
         finally:
-            self._instead = {}
+            self._instead = before
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def streamed(base: Model, device: torch.device) -> Iterator[InMemory]:
             buffer.copy_(load(base, memory, name))
     if base.family.embeds_apart:
         model.register_forward_pre_hook(_embedded, with_kwargs=True)
+    for block in model.get_submodule(base.blocks_path).children():
+        block.register_forward_hook(lambda *_: return_freed_memory())
     cpu_offload(
         model,
         execution_device=device,

@@ -1,9 +1,12 @@
 """The software that computes, and the memory that it takes."""
 
+import ctypes
 import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def versions() -> dict[str, str]:
@@ -23,3 +26,14 @@ def peak_resident_bytes() -> int:
         return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the C library keeps of freed tensors, where it knows how to.
+
+    glibc keeps freed pieces of up to 32 MB for later, between others that are in use, so that a
+    process that loads one tensor after the other seems to grow with their number.
+    """
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
