@@ -6,41 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from deepen.cli.options import (
-    Device,
-    Json,
-    MethodName,
-    Model,
-    NewLayers,
-    PerGap,
-    PlacementName,
-    Revision,
-    Seed,
-    Set,
-)
+from deepen.cli.options import Device, Json, Model, Revision, show, takes_request
 from deepen.common.errors import DeepenError
+from deepen.records.growth import GrowRequest
 
 
-def _options(settings: list[str] | None) -> dict[str, object]:
-    """Read ``--set option=value`` arguments."""
-    options: dict[str, object] = {}
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise DeepenError(f"--set {setting!r} is not of the form option=value.")
-        options[name.strip().replace("-", "_")] = value.strip()
-    return options
-
-
+@takes_request
 def plan(
     model: Model,
-    method: MethodName = "opt-deus",
-    new_layers: NewLayers = None,
-    placement: PlacementName = None,
-    per_gap: PerGap = 1,
-    settings: Set = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    request: GrowRequest,
     revision: Revision = None,
     sequence_length: Annotated[
         int | None, typer.Option("--sequence-length", min=1, help="Tokens in a training sequence.")
@@ -57,42 +31,26 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what grow would do and what training would cost; nothing is written."""
-    from rich.console import Console
+    from deepen.growth.preview import plan as run
+    from deepen.report import terminal
 
-    from deepen.growth import preview as planning
-    from deepen.report import terminal as printing
-
-    record = planning.plan(
+    record = run(
         model,
+        request,
         revision=revision,
         sequence_length=sequence_length,
         sequences=sequences,
         precision=precision,
         activation_checkpointing=checkpointing,
-        method=method,
-        new_layers=new_layers,
-        placement=placement,
-        per_gap=per_gap,
-        options=_options(settings),
-        seed=seed,
-        device=device,
     )
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.plan(record))
+    show(record, as_json, terminal.plan)
 
 
+@takes_request
 def grow(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    method: MethodName = "opt-deus",
-    new_layers: NewLayers = None,
-    placement: PlacementName = None,
-    per_gap: PerGap = 1,
-    settings: Set = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    request: GrowRequest,
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
     ] = "5GB",
@@ -104,39 +62,28 @@ def grow(
     as_json: Json = False,
 ) -> None:
     """Grow a checkpoint into a deeper one."""
-    from rich.console import Console
+    from deepen.growth.grow import grow as run
+    from deepen.report import terminal
 
-    from deepen.growth import grow as growth
-    from deepen.report import terminal as printing
-
-    with printing.progress_bar() as progress:
-        record = growth.grow(
+    with terminal.progress_bar() as progress:
+        record = run(
             model,
             out,
+            request,
             revision=revision,
             max_shard_size=max_shard_size,
             overwrite=overwrite,
             resume=resume,
             progress=progress,
-            method=method,
-            new_layers=new_layers,
-            placement=placement,
-            per_gap=per_gap,
-            options=_options(settings),
-            seed=seed,
-            device=device,
         )
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.growth(record))
+    show(record, as_json, terminal.growth)
 
 
 def verify(
     base: Annotated[str, typer.Argument(help="The checkpoint that was grown.", show_default=False)],
     grown: Annotated[Path, typer.Argument(help="The grown checkpoint.", show_default=False)],
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text to run both on. [default: a built-in one]")
+        Path | None, typer.Option("--text", help="Text to run both on, by default a built-in one.")
     ] = None,
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="Token sequences.")] = 4,
     length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each.")] = 64,
@@ -144,13 +91,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a grown checkpoint is what it claims; exit code 1 if it is not."""
-    from rich.console import Console
+    from deepen.report import terminal
+    from deepen.verification.verify import verify as run
 
-    from deepen.report import terminal as printing
-    from deepen.verification import verify as verification
-
-    with printing.progress_bar() as progress:
-        record = verification.verify(
+    with terminal.progress_bar() as progress:
+        record = run(
             base,
             grown,
             text=_read_text(text),
@@ -159,10 +104,7 @@ def verify(
             device=device,
             progress=progress,
         )
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.verification(record))
+    show(record, as_json, terminal.verification)
     if not record.passed:
         raise typer.Exit(1)
 
@@ -194,13 +136,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show a checkpoint's blocks, their lineage, and what is new."""
-    from rich.console import Console
+    from deepen.report import terminal
+    from deepen.verification.inspect import inspect as run
 
-    from deepen.report import terminal as printing
-    from deepen.verification import inspect as inspection
-
-    with printing.progress_bar() as progress:
-        record = inspection.inspect(
+    with terminal.progress_bar() as progress:
+        record = run(
             model,
             revision=revision,
             alignment=alignment,
@@ -208,10 +148,7 @@ def inspect(
             device=device,
             progress=progress,
         )
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.inspection(record))
+    show(record, as_json, terminal.inspection)
 
 
 def methods(as_json: Json = False) -> None:
@@ -219,11 +156,11 @@ def methods(as_json: Json = False) -> None:
     from rich.console import Console
 
     from deepen import methods as table
-    from deepen.report import terminal as printing
+    from deepen.report import terminal
 
-    known = [table.get(name) for name in table.names()]
+    all_methods = [table.get(name) for name in table.names()]
     if as_json:
-        schemas = {method.name: method.options.model_json_schema() for method in known}
+        schemas = {method.name: method.options.model_json_schema() for method in all_methods}
         typer.echo(json.dumps(schemas, indent=2))
     else:
-        Console().print(printing.method_table(known))
+        Console().print(terminal.method_table(all_methods))

@@ -1,32 +1,73 @@
-"""Options that several subcommands share."""
+"""Options that several subcommands share, and how their records are printed."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepen.common.errors import DeepenError
+from deepen.records.growth import GrowRequest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
+
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, or hub id.", show_default=False)]
-MethodName = Annotated[
-    str, typer.Option("--method", "-m", help="Growth method; `deepen methods` lists them.")
-]
-NewLayers = Annotated[
-    int | None,
-    typer.Option("--new-layers", "-n", help="Number of new blocks. [default: half of the base's]"),
-]
-PlacementName = Annotated[
-    str | None,
-    typer.Option(
-        "--placement",
-        "-p",
-        help="top, middle, bottom, top-bottom, uniform, quality or after:3,4,5. "
-        "[default: the method's own]",
-    ),
-]
-PerGap = Annotated[int, typer.Option("--per-gap", help="How many new blocks a gap may take.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="OPTION=VALUE", help="One of the method's own options."),
-]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+
+_SHORT = {"method": "-m", "new_layers": "-n", "placement": "-p"}
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a subcommand an option for each field of its ``request``, with the field's docstring."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        fields = {name: values.pop(name) for name in GrowRequest.model_fields}
+        fields["options"] = _method_options(fields["options"] or [])
+        command(**values, request=GrowRequest(**fields))
+
+    parameters: list[Parameter] = []
+    for own in signature(command).parameters.values():
+        parameters += map(_parameter, GrowRequest.model_fields) if own.name == "request" else [own]
+    run.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(name: str) -> Parameter:
+    """Make the option of one field of a request."""
+    field = GrowRequest.model_fields[name]
+    flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
+    kind, default, metavar = field.annotation, field.default, None
+    if name == "options":
+        flags, kind, default, metavar = ["--set"], list[str] | None, None, "OPTION=VALUE"
+    text = " ".join((field.description or "").split())
+    option = typer.Option(*flags, help=text, metavar=metavar)
+    place = Parameter.POSITIONAL_OR_KEYWORD
+    return Parameter(name, place, default=default, annotation=Annotated[kind, option])
+
+
+def _method_options(settings: list[str]) -> dict[str, str]:
+    """Read ``--set option=value`` arguments."""
+    options = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise DeepenError(f"--set {setting!r} is not of the form option=value.")
+        options[name.strip().replace("-", "_")] = value.strip()
+    return options
+
+
+def show(record: "BaseModel", as_json: bool, view: "Callable[[Any], RenderableType]") -> None:
+    """Print a record, as JSON or as ``view`` lays it out for a person."""
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+    else:
+        Console().print(view(record))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepen.cli.options import Device, Json, Model, Revision, Seed
+from deepen.cli.options import Device, Json, Model, Revision, Seed, show
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -45,22 +45,16 @@ def _train(
     file: Path, stage: "Stage", overrides: list[str] | None, no_resume: bool, as_json: bool
 ) -> None:
     """Train one recipe; only the first process of a launcher prints."""
-    from rich.console import Console
-
-    from deepen.report import terminal as printing
+    from deepen.report import terminal
     from deepen.training import load_recipe
     from deepen.training import train as run
     from deepen.training.processes import rank
 
     recipe = load_recipe(file, overrides or [])
-    with printing.progress_bar() as progress:
+    with terminal.progress_bar() as progress:
         record = run(recipe, stage, resume=not no_resume, progress=progress, tell=_tell)
-    if rank() != 0:
-        return
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.training(record))
+    if rank() == 0:
+        show(record, as_json, terminal.training)
 
 
 def _tell(sentence: str) -> None:
@@ -94,15 +88,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure loss on text files, and scores in tasks."""
-    from rich.console import Console
-
     from deepen.evaluation.evaluate import evaluate as run
-    from deepen.report import terminal as printing
+    from deepen.report import terminal
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names and not perplexity:
         raise DeepenError("There is nothing to evaluate: give --perplexity FILE or --tasks NAMES.")
-    with printing.progress_bar() as progress:
+    with terminal.progress_bar() as progress:
         record = run(
             model,
             revision=revision,
@@ -118,33 +110,25 @@ def evaluate(
             device=device,
             progress=progress,
         )
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-    else:
-        Console().print(printing.evaluation(record))
+    show(record, as_json, terminal.evaluation)
 
 
 def compare(
     study: Annotated[Path, typer.Argument(help="The study, YAML.", show_default=False)],
     overrides: Overrides = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Arms at once. [default: one per GPU, else 1]")
+        int | None, typer.Option("--jobs", help="Arms at once, by default one per GPU, else 1.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods on one budget; run again to resume at the arm that was interrupted."""
-    from rich.console import Console
-
     from deepen.comparison import compare as run
     from deepen.comparison import load_study
-    from deepen.report import terminal as printing
+    from deepen.report import terminal
 
-    with printing.progress_bar() as progress:
+    with terminal.progress_bar() as progress:
         summary = run(load_study(study, overrides or []), jobs=jobs, progress=progress, tell=_tell)
-    if as_json:
-        typer.echo(summary.model_dump_json(indent=2))
-    else:
-        Console().print(printing.study(summary))
+    show(summary, as_json, terminal.study)
 
 
 def report(
