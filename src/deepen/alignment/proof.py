@@ -7,6 +7,7 @@ lower block runs twice on what reaches it: as it is, and aligned. Of many expert
 take part, so that no whole bank of them is ever in memory; the others add nothing in either run.
 """
 
+import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -59,14 +60,28 @@ def relative_changes(
             own = {pair: matchers[pair] for pair in pairs}
             twice = _Twice(model, memory, index, own, found, last=index == max(by_block))
             hooks.callback(twice.watch(memory.module.get_submodule(f"{prefix}{index}")))
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = int(model.resolved["vocab_size"])
-        tokens = torch.randint(vocabulary, (1, _TOKENS), generator=generator)
         progress("proving", 0.0)
         with suppress(_Enough), memory.weights.replaced(_FewExperts(model, memory)):
-            memory.module(tokens.to(device), use_cache=False)
+            args, kwargs = _inputs(model, memory, device)
+            memory.module(*args, **kwargs, use_cache=False)
         progress("proving", 1.0)
     return found
+
+
+def _inputs(
+    model: Model, memory: InMemory, device: torch.device
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return a few random tokens as a model reads them, as embeddings where it takes those.
+
+    The table of embeddings can be the largest tensor of all, and few of its rows are needed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(int(model.resolved["vocab_size"]), (1, _TOKENS), generator=generator)
+    takes_embeddings = "inputs_embeds" in inspect.signature(memory.module.forward).parameters
+    if model.family.embeds_apart or not takes_embeddings:
+        return (tokens.to(device),), {}
+    embeddings = model.source.load(model.family.embeddings)[tokens]
+    return (), {"inputs_embeds": embeddings.to(device, torch.float32)}
 
 
 def proven(
