@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from deepen.base.streamed import InMemory
 
 
 class LazyBlock(Mapping[str, Tensor]):
@@ -75,6 +78,13 @@ class Model:
     def family(self) -> Family:
         """The family's table, with the tensor names that this checkpoint uses."""
         return self.anatomy.family
+
+    @cached_property
+    def in_memory(self) -> "InMemory":
+        """The model as transformers holds it, without its weights."""
+        from deepen.base.streamed import InMemory
+
+        return InMemory.of(self)
 
     @property
     def blocks_path(self) -> str:

@@ -8,7 +8,7 @@ checkpoint does, each one is put together when it is fetched.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,17 @@ class Weights(Mapping[str, Tensor]):
         self._load, self._names = load, names
         self._instead: Mapping[str, Tensor] = {}
 
+    def stored(self, name: str) -> Tensor:
+        """Load a tensor in its stored dtype."""
+        return self._load(self._names.get(name, name))
+
     def __getitem__(self, name: str) -> Tensor:
-        """Load a tensor."""
+        """Load a tensor in float32."""
         with suppress(KeyError):
             return self._instead[name]
         # Copied, because products over memory that is not aligned can round otherwise, and shards
         # align to 8 bytes at most.
-        return self._load(self._names[name]).to(torch.float32, copy=True)
+        return self.stored(name).to(torch.float32, copy=True)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in memory."""
@@ -72,6 +76,25 @@ class InMemory:
     weights: Weights
     """What its weights are, when it runs."""
 
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """Build transformers' model of a config and match it against the family's table."""
+        module = empty_model(model.source)
+        aliases = getattr(module, "all_tied_weights_keys", {})
+        shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in aliases}
+        family = FAMILIES[model.family.model_type]
+        anatomy = dissect(family, model.resolved, shapes, model.source.shapes)
+        names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
+
+        def load(name: str) -> Tensor:
+            return assemble(name, shapes[name], anatomy, model.anatomy, model.source.load)
+
+        return cls(module, anatomy, shapes, Weights(load, names | aliases))
+
+    def load(self, name: str) -> Tensor:
+        """Load a tensor by the name that it has in memory, in its stored dtype."""
+        return self.weights.stored(name)
+
 
 def empty_model(source: Source) -> nn.Module:
     """Build the transformers model of a source's config, without weights but with its buffers."""
@@ -80,101 +103,93 @@ def empty_model(source: Source) -> nn.Module:
 
     config = transformers_config(source)
     with init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval()
+        module: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return module.eval()
 
 
-def in_memory(base: Model) -> InMemory:
-    """Build a base's transformers model without weights and match it against the family's table."""
-    module = empty_model(base.source)
-    tied = set(getattr(module, "all_tied_weights_keys", {}))
-    shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
-    anatomy = dissect(FAMILIES[base.family.model_type], base.resolved, shapes, base.source.shapes)
-    names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
-    for alias, original in getattr(module, "all_tied_weights_keys", {}).items():
-        names[alias] = original
-
-    def fetch(name: str) -> Tensor:
-        return assemble(name, shapes[name], anatomy, base.anatomy, base.source.load)
-
-    return InMemory(module, anatomy, shapes, Weights(fetch, names))
-
-
-def load(base: Model, memory: InMemory, name: str) -> Tensor:
-    """Load a tensor by the name that it has in memory, in its stored dtype."""
-    return assemble(name, memory.shapes[name], memory.anatomy, base.anatomy, base.source.load)
-
-
-def missing_and_extra(base: Model) -> tuple[list[str], list[str]]:
-    """Compare a base's tensors with what ``from_pretrained`` would look for.
+def missing_and_extra(model: Model) -> tuple[list[str], list[str]]:
+    """Compare a checkpoint's tensors with what ``from_pretrained`` would look for.
 
     Returns:
-        The tensors that transformers' model needs and the base lacks, and those it has too many.
+        The tensors that transformers' model needs and the checkpoint lacks, and those it has too
+        many.
     """
-    memory, ours = in_memory(base), base.anatomy
+    memory, ours = model.in_memory, model.anatomy
     lacking = [part for name in memory.shapes for part in missing(name, memory.anatomy, ours)]
-    carried = base.family.carried
-    kept = [n for n in base.source.infos if n not in ours.trailing and not n.startswith(carried)]
+    carried = model.family.carried
+    kept = [n for n in model.source.infos if n not in ours.trailing and not n.startswith(carried)]
     extra = [part for name in kept for part in missing(name, ours, memory.anatomy)]
     tied = set(getattr(memory.module, "all_tied_weights_keys", {}))
     return sorted(set(lacking)), sorted(set(extra) - tied)
 
 
 @contextmanager
-def streamed(base: Model, device: torch.device) -> Iterator[InMemory]:
-    """Make a base's model ready to run in float32, its weights fetched as its modules run.
+def streamed(model: Model, device: torch.device) -> Iterator[InMemory]:
+    """Make a model ready to run in float32, its weights fetched as its modules run.
 
     Args:
-        base: The model.
+        model: The model.
         device: Where to compute.
     """
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
-    memory = in_memory(base)
-    model = memory.module
-    for name, buffer in model.named_buffers():
+    memory = model.in_memory
+    module = memory.module
+    for name, buffer in module.named_buffers():
         if name in memory.shapes and _is_learned(memory.anatomy, name):
-            buffer.copy_(load(base, memory, name))
-    if base.family.embeds_apart:
-        model.register_forward_pre_hook(_embedded, with_kwargs=True)
-    for block in model.get_submodule(base.blocks_path).children():
+            buffer.copy_(memory.load(name))
+    handles = [
         block.register_forward_hook(lambda *_: return_freed_memory())
+        for block in module.get_submodule(model.blocks_path).children()
+    ]
+    if model.family.embeds_apart:
+        handles.append(module.register_forward_pre_hook(_embedded, with_kwargs=True))
     cpu_offload(
-        model,
+        module,
         execution_device=device,
         state_dict=memory.weights,
-        preload_module_classes=list(base.family.preload),
+        preload_module_classes=list(model.family.preload),
     )
     try:
         with torch.no_grad():
             yield memory
     finally:
-        remove_hook_from_module(model, recurse=True)
+        remove_hook_from_module(module, recurse=True)
+        for handle in handles:
+            handle.remove()
 
 
-def logits(base: Model, tokens: Tensor, device: torch.device) -> Tensor:
+def logits(model: Model, tokens: Tensor, device: torch.device) -> Tensor:
     """Return a causal language model's logits ``[batch, length, vocabulary]`` in float32.
 
     Args:
-        base: The model.
+        model: The model.
         tokens: Token ids ``[batch, length]``.
         device: Where to compute.
     """
-    with streamed(base, device) as memory:
+    with streamed(model, device) as memory:
         return memory.module(tokens.to(device), use_cache=False).logits.cpu()
 
 
 def _embedded(
-    model: Any,  # noqa: ANN401 (a transformers model)
+    module: Any,  # noqa: ANN401 (a transformers model)
     args: tuple[Tensor],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[()], dict[str, Any]]:
     """Give a model the embeddings of its tokens instead of the tokens."""
-    return (), {"inputs_embeds": model.get_input_embeddings()(*args), **kwargs}
+    return (), {"inputs_embeds": module.get_input_embeddings()(*args), **kwargs}
 
 
 def _is_learned(anatomy: Anatomy, name: str) -> bool:
     """Whether a buffer that checkpoints hold is part of what the model has learned."""
     place = anatomy.family.split(name)
     return place is None or not anatomy.blocks[place[0]].stored[place[1]].is_buffer
+
+
+def in_memory(model: Model) -> InMemory:
+    return model.in_memory
+
+
+def load(model: Model, memory: InMemory, name: str) -> Tensor:
+    return memory.load(name)
