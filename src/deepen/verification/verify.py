@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepen.base import streamed as forward
 from deepen.base.checkpoint import FolderSource, Source, as_bytes, is_finite
 from deepen.base.model import Model, as_model, open_model
+from deepen.base.streamed import logits, missing_and_extra
 from deepen.base.text import PASSAGE
 from deepen.common import device as devices
 from deepen.common.errors import DeepenError
@@ -53,9 +53,7 @@ def verify(
     Raises:
         DeepenError: A checkpoint cannot be read, or deepen did not grow ``grown``.
     """
-    where = devices.choose(device)
-    before = open_model(base)
-    after = FolderSource(Path(grown))
+    where, before, after = devices.choose(device), open_model(base), FolderSource(Path(grown))
     steps = _steps_from(before, after)
     plan = reduce(Plan.then, (Plan.from_json(step.plan) for step in steps))
     promised = all(step.preserves_function for step in steps)
@@ -94,9 +92,9 @@ def _run_both(
 ) -> tuple[float, float]:
     """Return the largest difference of two models' logits, and KL(base ‖ grown) per token."""
     progress("running the base", 0.0)
-    before = forward.logits(base, tokens, device)
+    before = logits(base, tokens, device)
     progress("running the grown model", 0.5)
-    after = forward.logits(grown, tokens, device)
+    after = logits(grown, tokens, device)
     progress("compared", 1.0)
     return float((after - before).abs().max()), kl_nats_per_token(before, after)
 
@@ -249,7 +247,7 @@ def _check_new(base: Model, grown: Source, plan: Plan, promised: bool) -> Check:
 
 def _check_loads(grown: Model) -> Check:
     """Compare the tensors with those that transformers' own class has."""
-    missing, extra = forward.missing_and_extra(grown)
+    missing, extra = missing_and_extra(grown)
     problems = [
         *(f"{name} is missing" for name in missing),
         *(f"{name} is extra" for name in extra),
