@@ -111,12 +111,12 @@ def measure(folder: Path, job: str, new_layers: int) -> dict[str, float]:
 
 def set_up(folder: Path, like: str, new_layers: int | None) -> dict[str, float]:
     """Write the checkpoint and a file as large as the grown weights; say how large that is."""
-    from deepen.growth.preview import preview
+    from deepen.growth.preview import plan
     from random_checkpoint import LIKE, write_random_checkpoint
 
     write_random_checkpoint(folder / "base", like)
     new_layers = new_layers or LIKE[like]["num_hidden_layers"] // 2
-    size = preview(folder / "base", new_layers=new_layers).weight_bytes
+    size = plan(folder / "base", new_layers=new_layers).growth.weight_bytes
     noise = os.urandom(2**24)
     with (folder / "filler").open("wb") as file:
         for start in range(0, size, len(noise)):

@@ -29,14 +29,15 @@ from rich.console import Console
 
 import deepen
 import science_tables as tables
-from deepen.comparison.run import compare, read_records
+from deepen.comparison.results import read_records
+from deepen.comparison.run import compare
 from deepen.comparison.statistics import BASE
 from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import END_OF_DOCUMENT, new_model, train_tokenizer
 from deepen.demo.recipe import FULL, Budget, DemoRecipe
 from deepen.records.study import ArmRecord
-from deepen.report import terminal as printing
+from deepen.report import terminal
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
 from science_arms import (
@@ -171,7 +172,7 @@ def make_base(files: Files, jobs: int) -> None:
             "output": str(files.folder / "base"),
         }
     )
-    with printing.progress_bar() as progress:
+    with terminal.progress_bar() as progress:
         record = train(asked, "cpt", progress=progress)
     print(f"base: {record.parameters:,} parameters, {record.tokens:,} tokens, ", end="")
     last = [point for point in record.curve if point.step > budget.steps - LAST_STEPS]
@@ -231,7 +232,7 @@ def run_study(
             "output": str(files.study(name)),
         }
     )
-    with printing.progress_bar() as progress:
+    with terminal.progress_bar() as progress:
         compare(study, jobs=jobs, progress=progress, tell=Console().print)
     return read_records(files.study(name))
 

@@ -16,7 +16,8 @@ from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.comparison import Study, compare
 from deepen.comparison.parallel.processes import Call, CallError
-from deepen.comparison.run import RECORDS, _in_order, _told_failure, read_records
+from deepen.comparison.results import RECORDS, read_records
+from deepen.comparison.run import _failure, _in_order
 from deepen.comparison.study import Arm
 
 # Kills itself, and nothing else, when an arm is recorded and as many more as there are jobs run.
@@ -137,7 +138,7 @@ def test_what_nobody_expected_leaves_its_traceback_in_a_file(folder):
         CallError(Call("a", str, ()), "ValueError: no", "Traceback …"),
     )
     study = Study.model_validate(settings(folder, output=str(folder / "worse")))
-    sentence = _told_failure(study, failed, arm, 3)
+    sentence = _failure(study, failed, arm, 3)
     assert sentence.startswith("Arm 'solar' with seed 3 failed (ValueError: no), see ")
     assert (folder / "worse/arms/solar/seed-3/error.txt").read_text() == "Traceback …"
 
@@ -160,5 +161,5 @@ def test_records_stand_in_the_order_of_the_study(folder):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / RECORDS).write_text('{"arm": 1}\n')
-    with pytest.raises(DeepenError, match="a line that is no record"):
+    with pytest.raises(DeepenError, match=r"records\.jsonl' is damaged or of another version"):
         read_records(tmp_path)

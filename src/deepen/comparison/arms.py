@@ -76,12 +76,7 @@ def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -
     record = grow(
         study.base,
         folder / "grown",
-        method=arm.method,
-        new_layers=arm.new_layers or study.new_layers,
-        placement=arm.placement,
-        per_gap=arm.per_gap,
-        options=arm.options,
-        seed=seed,
+        arm.request(study, seed),
         overwrite=True,
         progress=progress,
     )

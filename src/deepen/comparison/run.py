@@ -5,8 +5,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import read_yaml, write_yaml
@@ -14,12 +12,11 @@ from deepen.common.system import versions
 from deepen.comparison.parallel.processes import Call, CallError, run_apart
 from deepen.comparison.parallel.sharing import Environment, gpus, slots
 from deepen.comparison.parallel.worker import run_arm_apart
+from deepen.comparison.results import RECORDS, SUMMARY, read_records
 from deepen.comparison.statistics import fine_tuned, paired_differences
 from deepen.comparison.study import ARMS, Arm, Study, checked, difference
 from deepen.records.study import ArmRecord, StudySummary
 
-RECORDS = "records.jsonl"
-SUMMARY = "summary.json"
 _STUDY = "study.yaml"
 _ERROR = "error.txt"
 
@@ -59,37 +56,20 @@ def compare(
     wanted = [(arm, seed) for seed in study.seeds for arm in study.all_arms]
     done = {(record.arm, record.seed) for record in records}
     todo = [(arm, seed) for arm, seed in wanted if (arm.name, seed) not in done]
-    told = len(wanted) - len(todo)
+    count = len(wanted) - len(todo)
     with closing(_run_all(study, todo, jobs, progress)) as finished:
         for arm, seed, record in finished:
             records = _in_order(study, [*records, record])
             _save(study, folder, records)
             if study.keep == "records":
                 shutil.rmtree(study.arm_folder(arm, seed))
-            told += 1
-            tell(f"{told} of {len(wanted)}: {_told(record)}")
+            count += 1
+            tell(f"{count} of {len(wanted)}: {_sentence(record)}")
     summary = _save(study, folder, records)
     if study.keep == "records":
         shutil.rmtree(folder / ARMS, ignore_errors=True)
     shutil.rmtree(folder / "tokens", ignore_errors=True)
     return summary
-
-
-def read_records(folder: Path) -> list[ArmRecord]:
-    """Read the records of a study's folder.
-
-    Raises:
-        DeepenError: A line is not a record that this version wrote.
-    """
-    file = folder / RECORDS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    try:
-        return [ArmRecord.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise DeepenError(
-            f"{str(file)!r} holds a line that is no record of this version "
-            f"({error.errors()[0]['msg']}); give the study another output."
-        ) from None
 
 
 def _begin(study: Study, folder: Path) -> None:
@@ -111,11 +91,9 @@ def _in_order(study: Study, records: Sequence[ArmRecord]) -> list[ArmRecord]:
     names = [arm.name for arm in study.all_arms]
 
     def place(record: ArmRecord) -> tuple[int, int]:
-        known = record.arm in names and record.seed in study.seeds
-        return (
-            study.seeds.index(record.seed) if known else len(study.seeds),
-            names.index(record.arm) if known else 0,
-        )
+        if record.arm in names and record.seed in study.seeds:
+            return study.seeds.index(record.seed), names.index(record.arm)
+        return len(study.seeds), 0
 
     return sorted(records, key=place)
 
@@ -144,16 +122,16 @@ def _write(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def _told(record: ArmRecord) -> str:
-    """Tell of a finished arm."""
+def _sentence(record: ArmRecord) -> str:
+    """Say in one line how a finished arm went."""
     loss = record.train.curve[-1].loss_nats_per_token
     texts = ", ".join(
         f"perplexity {before.token_perplexity:.3f} → {after.token_perplexity:.3f} on {after.file}"
         for before, after in zip(record.before.texts, record.after.texts, strict=True)
     )
-    found = texts or f"training loss {loss:.4f}"
-    proven = "" if record.verification is None else "verified, "
-    return f"{record.arm}, seed {record.seed}: {proven}{found}, {record.train.wall_seconds:.0f} s"
+    scores = texts or f"training loss {loss:.4f}"
+    proof = "" if record.verification is None else "verified, "
+    return f"{record.arm}, seed {record.seed}: {proof}{scores}, {record.train.wall_seconds:.0f} s"
 
 
 def _run_all(
@@ -175,7 +153,7 @@ def _run_all(
         for call, record in run_apart(list(pairs), _slots(jobs, len(todo)), progress):
             yield *pairs[call], ArmRecord.model_validate_json(record)
     except CallError as failed:
-        raise DeepenError(_told_failure(study, failed, *pairs[failed.call])) from failed
+        raise DeepenError(_failure(study, failed, *pairs[failed.call])) from failed
 
 
 def _slots(jobs: int | None, most: int) -> list[Environment]:
@@ -186,8 +164,8 @@ def _slots(jobs: int | None, most: int) -> list[Environment]:
     return slots(min(jobs or max(1, len(devices)), most), devices, torch.get_num_threads())
 
 
-def _told_failure(study: Study, failed: CallError, arm: Arm, seed: int) -> str:
-    """Tell of an arm that failed, with the traceback in a file."""
+def _failure(study: Study, failed: CallError, arm: Arm, seed: int) -> str:
+    """Say which arm failed and why, with the traceback in a file."""
     sentence = f"Arm {arm.name!r} with seed {seed} failed ({failed.reason})"
     if failed.details:
         file = study.arm_folder(arm, seed) / _ERROR

@@ -12,44 +12,43 @@ from deepen.common.errors import DeepenError
 from deepen.common.settings import Settings, Tree, apply_overrides, read_yaml, validate
 from deepen.comparison.statistics import BASE
 from deepen.methods.options import parse_options
+from deepen.records.growth import GrowChoice, GrowRequest
 from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 
 ARMS = "arms"
 """Name of the folder in which arms work."""
 
 
-class Arm(Settings):
-    """One way to make the model that is trained."""
+class Arm(GrowChoice):
+    """One way to make the model that is trained; what it leaves out is the study's."""
 
     method: str
     """Growth method, or ``base`` for the un-grown base."""
     label: str = ""
     """Name in records and report; by default the method and what is said beside it."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The method's own options."""
-    placement: str | None = None
-    """Placement; by default the method's own."""
-    new_layers: int | None = None
-    """Number of new blocks; by default the study's."""
-    per_gap: int = 1
-    """How many new blocks a gap may take."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings of continual pre-training that are this arm's own, for example a learning rate."""
 
     @property
     def name(self) -> str:
         """The label."""
-        told = dict(self.options)
-        told |= {k: v for k in ("placement", "new_layers") if (v := getattr(self, k)) is not None}
-        told |= {"per_gap": self.per_gap} if self.per_gap != 1 else {}
-        told |= self.training
-        details = ", ".join(f"{key}={value}" for key, value in told.items())
+        own = dict(self.options)
+        own |= {k: v for k in ("placement", "new_layers") if (v := getattr(self, k)) is not None}
+        own |= {"per_gap": self.per_gap} if self.per_gap != 1 else {}
+        own |= self.training
+        details = ", ".join(f"{key}={value}" for key, value in own.items())
         return self.label or (f"{self.method} ({details})" if details else self.method)
 
     @property
     def folder(self) -> str:
         """The label as a folder's name."""
         return re.sub(r"[^\w.=-]+", "_", self.name).strip("_")
+
+    def request(self, study: "Study", seed: int) -> GrowRequest:
+        """Return how the arm's model is grown."""
+        choice = {name: getattr(self, name) for name in GrowChoice.model_fields}
+        choice["new_layers"] = self.new_layers or study.new_layers
+        return GrowRequest(**choice, seed=seed)
 
 
 def _as_arm(value: object) -> object:
@@ -190,7 +189,8 @@ def checked(study: Study) -> Study:
         raise DeepenError("The study names a seed twice; give each once.")
     for arm in study.all_arms:
         if arm.method != BASE:
-            parse_options(methods.get(arm.method), arm.options)
+            request = arm.request(study, study.seeds[0])
+            parse_options(methods.get(request.method), request.options)
         study.recipe(arm, 0, "cpt", study.base, Path(study.output))
     return study
 

@@ -7,7 +7,8 @@ from typing import Literal
 from rich.console import Console
 
 from deepen.common.quiet import quiet_transformers
-from deepen.comparison.run import compare, read_records
+from deepen.comparison.results import read_records
+from deepen.comparison.run import compare
 from deepen.comparison.study import Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import Material, prepare
@@ -15,8 +16,7 @@ from deepen.demo.questions import TASK
 from deepen.demo.recipe import FAST, FULL, TINY, Budget, DemoRecipe
 from deepen.records.study import ArmRecord
 from deepen.records.training import TrainRecord
-from deepen.report import report
-from deepen.report import terminal as printing
+from deepen.report import report, terminal
 from deepen.training.recipe import Recipe
 from deepen.training.run import train
 
@@ -46,17 +46,17 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
     def tell(sentence: str) -> None:
         console.print(sentence, markup=False, highlight=False)
 
-    with quiet_transformers(), printing.progress_bar() as progress:
+    with quiet_transformers(), terminal.progress_bar() as progress:
         corpus = read_corpus(recipe.file_share, recipe.held_out_share)
         material = prepare(folder / "material", recipe, corpus, progress)
         base = train(_base_recipe(recipe, material, folder), "cpt", progress=progress)
-        tell(_told_base(base, corpus.characters))
+        tell(_sentence(base, corpus.characters))
         study = _study(recipe, material, folder)
         compare(study, progress=progress, tell=tell)
         page = report(study.output)
     records = read_records(Path(study.output))
     console.print()
-    console.print(printing.arms(records))
+    console.print(terminal.arms(records))
     questions = records[0].after.tasks[0].samples
     tell(
         f"Perplexity on held-out files before, after pre-training, and after fine-tuning (tuned); "
@@ -118,8 +118,8 @@ def _study(recipe: DemoRecipe, material: Material, folder: Path) -> Study:
     )
 
 
-def _told_base(base: TrainRecord, characters: int) -> str:
-    """Tell how the base came about."""
+def _sentence(base: TrainRecord, characters: int) -> str:
+    """Say how the base came about."""
     loss = base.curve[-1].loss_nats_per_token
     return (
         f"base: {base.parameters:,} parameters, trained for {base.wall_seconds:.0f} s on "

@@ -2,14 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from deepen.comparison.results import read_study
 
-from deepen.common.errors import DeepenError
-from deepen.records.study import ArmRecord, StudySummary
-
-RECORDS, SUMMARY = "records.jsonl", "summary.json"
 PAGE, MARKDOWN = "report.html", "report.md"
 
 
@@ -34,7 +29,7 @@ def report(folder: str | Path) -> Path:
     from deepen.report.page import context
 
     folder = Path(folder)
-    records, summary = read(folder)
+    records, summary = read_study(folder)
     environment = Environment(
         loader=PackageLoader("deepen.report", "templates"),
         autoescape=select_autoescape(["html.jinja"]),
@@ -50,38 +45,6 @@ def report(folder: str | Path) -> Path:
         text = environment.get_template(f"{name.replace('report', 'template')}.jinja").render(shown)
         replace(folder / name, text)
     return folder / PAGE
-
-
-def read(folder: Path) -> tuple[list[ArmRecord], StudySummary]:
-    """Read a study's records.
-
-    Raises:
-        DeepenError: They are missing, empty, or not what this version writes.
-    """
-    for name in (RECORDS, SUMMARY):
-        if not (folder / name).is_file():
-            raise DeepenError(
-                f"{str(folder)!r} holds no {name}; give the output folder of a study that "
-                f"`deepen compare` has begun."
-            )
-    lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-    records: list[ArmRecord] = [_parse(ArmRecord, line, RECORDS) for line in lines if line.strip()]
-    if not records:
-        raise DeepenError(f"{str(folder / RECORDS)!r} has no line yet; wait for the first arm.")
-    text = (folder / SUMMARY).read_text(encoding="utf-8")
-    return records, _parse(StudySummary, text, SUMMARY)
-
-
-def _parse(schema: type[Any], text: str, name: str) -> Any:  # noqa: ANN401 (of the schema's type)
-    """Read one record."""
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise DeepenError(
-            f"{name} is damaged or of another version of deepen "
-            f"({'.'.join(map(str, problem['loc']))}: {problem['msg']}); run the study again."
-        ) from None
 
 
 def replace(file: Path, text: str) -> None:

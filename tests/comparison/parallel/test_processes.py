@@ -22,7 +22,7 @@ import torch
 
 sys.path.append(sys.argv[2])
 import calls
-from deepen.comparison.processes import Call, run_apart
+from deepen.comparison.parallel.processes import Call, run_apart
 
 if __name__ == "__main__":
     both = [Call(name, calls.sleep, (sys.argv[1], name)) for name in ("a", "b")]
@@ -97,7 +97,7 @@ def test_a_slot_says_how_many_threads_there_are():
 
 
 def test_what_a_process_of_a_study_imports_first_is_without_torch():
-    code = "import sys, deepen.comparison.worker, deepen.comparison.processes as p"
+    code = "import sys; from deepen.comparison.parallel import processes, worker"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -1,0 +1,55 @@
+"""What a study leaves in its folder, and how it is read back."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from deepen.common.errors import DeepenError
+from deepen.records.study import ArmRecord, StudySummary
+
+RECORDS, SUMMARY = "records.jsonl", "summary.json"
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def read_records(folder: Path) -> list[ArmRecord]:
+    """Read a study's records; none before the first arm has finished.
+
+    Raises:
+        DeepenError: A line is not what this version writes.
+    """
+    file = folder / RECORDS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [_parse(ArmRecord, line, file) for line in lines]
+
+
+def read_study(folder: Path) -> tuple[list[ArmRecord], StudySummary]:
+    """Read a study's records, at least one, and its summary.
+
+    Raises:
+        DeepenError: They are missing, empty, or not what this version writes.
+    """
+    for name in (RECORDS, SUMMARY):
+        if not (folder / name).is_file():
+            raise DeepenError(
+                f"{str(folder)!r} holds no {name}; give the output folder of a study that "
+                f"`deepen compare` has begun."
+            )
+    records, file = read_records(folder), folder / SUMMARY
+    if not records:
+        raise DeepenError(f"{str(folder / RECORDS)!r} has no line yet; wait for the first arm.")
+    return records, _parse(StudySummary, file.read_text(encoding="utf-8"), file)
+
+
+def _parse(schema: type[RecordT], text: str, file: Path) -> RecordT:
+    """Read one record."""
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DeepenError(
+            f"{str(file)!r} is damaged or of another version of deepen "
+            f"({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
+            f"give the study another output and run it again."
+        ) from None
