@@ -148,16 +148,17 @@ def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
 
 def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     """Count what the growth makes."""
-    base, infos = growth.base, growth.layout.values()
+    base, infos, step = growth.base, growth.layout.values(), lineage.steps[-1]
+    defaults = type(growth.options)().model_dump(mode="json")
     parameters = sum(info.parameters for info in infos)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
         out=None,
-        step=lineage.steps[-1],
+        step=step,
         base_depth=base.depth,
         depth=growth.plan.depth,
         base_parameters=base.source.parameters,
-        chosen_options=growth.options.model_dump(mode="json", exclude_defaults=True),
+        chosen_options={k: v for k, v in step.options.items() if v != defaults.get(k)},
         parameters=parameters,
         new_parameters=new,
         trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,
