@@ -57,18 +57,14 @@ def grow(folder: Path, new_layers: int, *, method: str, **options: str) -> Calla
 
     from deepen import methods
     from deepen.growth import grow as growth
+    from deepen.records.growth import GrowRequest
 
     methods.get(method)
     _ = CONFIG_MAPPING["llama"]
     if options:
         import_module("ot")
-    how: growth.How = {
-        "method": method,
-        "new_layers": new_layers,
-        "options": options,
-        "device": "cpu",
-    }
-    return lambda: growth.grow(folder / "base", folder / "out", **how)
+    request = GrowRequest(method=method, new_layers=new_layers, options=options, device="cpu")
+    return lambda: growth.grow(folder / "base", folder / "out", request)
 
 
 def released(folder: Path, new_layers: int) -> Callable[[], object]:

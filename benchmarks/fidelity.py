@@ -22,8 +22,10 @@ from torch.nn.functional import normalize
 
 from deepen.base.anatomy import BlockAnatomy
 from deepen.base.model import Model, open_model
+from deepen.methods.method import Gap
 from deepen.methods.opt_deus import METHOD, Options
 from deepen.planning.placement import PlacementRequest
+from deepen.planning.plan import Insert
 from deepen.transport import cost, sinkhorn
 
 ALIGNED = ("query", "key", "value", "gate", "up")
@@ -94,7 +96,7 @@ def plan_of(a: Tensor, b: Tensor, options: Options) -> Tensor:
     """Solve for the plan ``[n, n]`` that the method uses between two weights."""
     distances = cost.euclidean(a, b)
     if options.fidelity == "published":
-        return sinkhorn.pot(distances, options.regularisation, options.max_iterations).plan
+        return sinkhorn.pot(distances, options.distance_regularisation, options.max_iterations).plan
     distances = cost.in_units_of_spread(distances)
     return sinkhorn.stabilised(distances, options.regularisation, options.max_iterations).plan
 
@@ -124,8 +126,8 @@ def measure(base: Model, below_index: int, above_index: int) -> Iterator[tuple[s
     device, anatomy = torch.device("cpu"), base.anatomy.blocks[0]
     below, above = base.block(below_index, device), base.block(above_index, device)
     published, normalised = Options(fidelity="published"), Options(fidelity="normalised")
-    half = dict(METHOD.fuse(published, below, above, anatomy, 0.5, None))
-    full = dict(METHOD.fuse(normalised, below, above, anatomy, 0.5, None))
+    gap = Gap(below, above, anatomy, Insert(below_index, above_index, 0.5), anatomy.block)
+    half, full = dict(METHOD.fuse(published, gap)), dict(METHOD.fuse(normalised, gap))
     spread = matches(below, above, anatomy, published)
     sharp = matches(below, above, anatomy, normalised)
     for name, spec in anatomy.block.items():
