@@ -11,7 +11,7 @@ import tiny
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import as_model
 from deepen.planning.cost import _flops, _shape
-from deepen.planning.footprint import Shape, Step, sizes
+from deepen.planning.footprint import Shape, TrainingStep, sizes
 
 SEQUENCES, LENGTH, DEPTH, HIDDEN, FFN = 2, 32, 6, 24, 40
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +78,7 @@ def test_other_blocks_than_llama_s(kind: str, trained: list[int]) -> None:
     model.requires_grad_(everything)
     for index in trained:
         blocks[index].requires_grad_(True)
-    found = sizes(shape, DEPTH, trained, everything, Step(LENGTH, SEQUENCES))
+    found = sizes(shape, DEPTH, trained, everything, TrainingStep(LENGTH, SEQUENCES))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found["gradient_bytes"] == 4 * trainable
     # Exact for Llama's blocks alone: here routers and LayerNorms keep a few things more.
@@ -110,7 +110,8 @@ def test_a_block_without_attention_and_ffn() -> None:
     parts = _flops(mamba, DEPTH, [4], LENGTH, through=False, head=False)
     assert parts["attention"].total == 0
     assert parts["linear"].total == 2 * 3984 * (DEPTH + 2 + 1)
+    step = TrainingStep(LENGTH)
     top, bottom = (
-        sizes(mamba, DEPTH, [index], False, Step(LENGTH))["activation_bytes"] for index in (5, 0)
+        sizes(mamba, DEPTH, [index], False, step)["activation_bytes"] for index in (5, 0)
     )
     assert 0 < top < bottom

@@ -7,7 +7,7 @@ import pytest
 import shrink
 from deepen.base.anatomy import FAMILIES, Anatomy, dissect
 from deepen.common.errors import DeepenError
-from deepen.planning.parents import paired
+from deepen.planning.parents import with_parents
 from deepen.planning.plan import Insert, Keep, Plan, insert_after
 
 JAMBA = {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2}
@@ -36,7 +36,7 @@ def parents(letters: str, gap: int, t: float = 0.5) -> tuple[int, int]:
     anatomy, config = types(letters)
     blocks: list[Keep | Insert] = [Keep(index) for index in range(len(letters))]
     blocks.insert(gap + 1, Insert(gap, gap + 1, t))
-    plan = paired(Plan(len(letters), tuple(blocks)), anatomy, config)
+    plan = with_parents(Plan(len(letters), tuple(blocks)), anatomy, config)
     (insert,) = plan.inserts
     assert insert.t == t
     return insert.below, insert.above
@@ -90,7 +90,7 @@ def test_different_tensors_are_refused():
 def test_copies_stay_copies():
     anatomy, config = types("aBa")
     plan = insert_after(3, [0, 1, 2], copies=True)
-    assert paired(plan, anatomy, config) == plan
+    assert with_parents(plan, anatomy, config) == plan
 
 
 def distances(plan: Plan) -> dict[tuple[int, int], list[float]]:
@@ -105,7 +105,7 @@ def distances(plan: Plan) -> dict[tuple[int, int], list[float]]:
 @pytest.mark.parametrize("periods", [1, 2])
 def test_a_rule_on_the_index_is_met_by_whole_periods(periods, copies):
     anatomy, config = anatomy_of("jamba", num_hidden_layers=12, **JAMBA)
-    plan = paired(insert_after(12, [5] * 6 * periods, copies=copies), anatomy, config)
+    plan = with_parents(insert_after(12, [5] * 6 * periods, copies=copies), anatomy, config)
     grown = shrink.config("jamba", num_hidden_layers=12 + 6 * periods, **JAMBA)
     kinds = [anatomy.blocks[parent].kind for parent in plan.type_parents]
     assert [k.startswith("attention") for k in kinds] == [
@@ -132,19 +132,20 @@ def test_a_rule_on_the_index_is_met_by_whole_periods(periods, copies):
 def test_a_rule_on_the_index_that_would_be_broken_is_refused(depth, gap, advice):
     anatomy, config = anatomy_of("jamba", num_hidden_layers=depth, **JAMBA)
     with pytest.raises(DeepenError, match=r"would become something else at index") as caught:
-        paired(insert_after(depth, [gap], copies=False), anatomy, config)
+        with_parents(insert_after(depth, [gap], copies=False), anatomy, config)
     assert str(caught.value).endswith(
         f"insert whole periods of 6 new blocks, for example --placement {advice}"
     )
     copies = "llama-pro" in advice
     gaps = [int(index) for index in advice[6:].split(" ")[0].strip(".").split(",")]
-    assert paired(insert_after(depth, gaps, copies=copies), anatomy, config).depth == depth + 6
+    plan = with_parents(insert_after(depth, gaps, copies=copies), anatomy, config)
+    assert plan.depth == depth + 6
 
 
 def test_a_first_block_that_is_unlike_all_others_is_not_copied():
     anatomy, config = anatomy_of("rwkv", rescale_every=0)
-    above = paired(insert_after(6, [1, 3], copies=True), anatomy, config)
+    above = with_parents(insert_after(6, [1, 3], copies=True), anatomy, config)
     assert above == insert_after(6, [1, 3], copies=True)
     for copies in (True, False):
         with pytest.raises(DeepenError, match=r"a new block above block 0 would be of a kind"):
-            paired(insert_after(6, [0], copies=copies), anatomy, config)
+            with_parents(insert_after(6, [0], copies=copies), anatomy, config)

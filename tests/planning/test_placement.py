@@ -4,7 +4,7 @@ import pytest
 
 from deepen import methods
 from deepen.common.errors import DeepenError
-from deepen.planning.placement import NAMES, PlacementRequest, choose_gaps, parse
+from deepen.planning.placement import NAMES, PlacementRequest, in_gaps, parse
 from deepen.planning.plan import Insert
 
 
@@ -13,6 +13,12 @@ def place(
 ):
     request = PlacementRequest(depth, new, parse(where) if where else None, per_gap)
     return methods.get(method).place(request)
+
+
+def gaps_of(where: str, depth: int, new: int | None, per_gap=1, *, copies=False, scores=None):
+    """Return the gap of every new block."""
+    request = PlacementRequest(depth, new, parse(where), per_gap, scores)
+    return [block.below for block in in_gaps(request, "top", copies=copies).inserts]
 
 
 @pytest.mark.parametrize(
@@ -59,19 +65,19 @@ def test_solar_has_a_default_for_every_depth(depth):
     ],
 )
 def test_gaps_of_32_blocks(where, new, gaps):
-    assert choose_gaps(parse(where), 32, new, 1, open_top=False) == gaps
+    assert gaps_of(where, 32, new) == gaps
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("open_top", [False, True])
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("depth", [2, 3, 7, 8])
-def test_every_number_that_fits_is_spread_evenly_over_valid_gaps(name, open_top, depth):
+def test_every_number_that_fits_is_spread_evenly_over_valid_gaps(name, copies, depth):
     for per_gap in (1, 2, 3):
         new = 1
         while True:
             try:
-                gaps = choose_gaps(
-                    parse(name), depth, new, per_gap, open_top=open_top, scores=lambda: range(depth)
+                gaps = gaps_of(
+                    name, depth, new, per_gap, copies=copies, scores=lambda: list(range(depth))
                 )
             except DeepenError as refusal:
                 assert "holds" in str(refusal)  # noqa: PT017
@@ -79,7 +85,7 @@ def test_every_number_that_fits_is_spread_evenly_over_valid_gaps(name, open_top,
             counts = [gaps.count(gap) for gap in set(gaps)]
             assert len(gaps) == new
             assert gaps == sorted(gaps)
-            assert set(gaps) <= set(range(depth if open_top else depth - 1))
+            assert set(gaps) <= set(range(depth if copies else depth - 1))
             assert max(counts) <= per_gap
             assert max(counts) - min(counts) <= 1
             new += 1
@@ -90,13 +96,13 @@ def test_scores_decide_where_they_are_asked_for():
     scores = [0.1, 0.5, 0.2, 0.5, 0.3, 0.0, 0.4]
 
     def gaps(name, new):
-        return choose_gaps(parse(name), 8, new, 1, open_top=False, scores=lambda: scores)
+        return gaps_of(name, 8, new, scores=lambda: scores)
 
     assert gaps("quality", 3) == [1, 3, 6]
     assert gaps("quality", 1) == [3]  # the upper one of two equals
     assert gaps("quality-low", 2) == [0, 5]
     with pytest.raises(DeepenError, match="needs the base's weights"):
-        choose_gaps(parse("quality"), 8, 1, 1, open_top=False)
+        gaps_of("quality", 8, 1)
 
 
 def test_several_blocks_in_a_gap_lie_at_equal_steps_between_its_neighbours():

@@ -21,7 +21,7 @@ from deepen.base.anatomy import Block, BlockAnatomy
 from deepen.base.model import Model, open_model
 from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
-from deepen.planning.parents import paired
+from deepen.planning.parents import with_parents
 from deepen.planning.plan import Insert, Keep, Plan, insert_after
 from deepen.records.alignment import AlignmentRecord, BlockAlignment, PartAlignment
 from deepen.records.growth import read_lineage
@@ -120,7 +120,7 @@ def _gaps(model: Model) -> Iterator[tuple[int, Insert]]:
     """Yield every inner gap and the two blocks that are fused there."""
     for gap in range(model.depth - 1):
         plan = insert_after(model.depth, [gap], copies=False)
-        yield gap, paired(plan, model.anatomy, model.resolved).inserts[0]
+        yield gap, with_parents(plan, model.anatomy, model.resolved).inserts[0]
 
 
 def _new_blocks(plan: Plan) -> Iterator[tuple[int, Insert]]:

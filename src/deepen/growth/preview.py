@@ -16,7 +16,7 @@ from deepen.growth.fuse import Growth
 from deepen.methods.options import parse_options
 from deepen.planning import placement
 from deepen.planning.cost import estimate, placements
-from deepen.planning.parents import paired
+from deepen.planning.parents import with_parents
 from deepen.planning.placement import PlacementRequest
 from deepen.records.cost import Precision
 from deepen.records.growth import (
@@ -103,7 +103,7 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
         per_gap=request.per_gap,
         scores=partial(_scores, base, device),
     )
-    new = paired(method.place(where), base.anatomy, base.resolved)
+    new = with_parents(method.place(where), base.anatomy, base.resolved)
     options = parse_options(method, request.options)
     return Growth(base, request, new, method, options, device, progress)
 

@@ -14,7 +14,7 @@ all S² pairs of positions, as in PaLM's model FLOPs (arXiv 2204.02311, appendix
 FlopCounterMode: a causal kernel may skip half of the pairs, flash attention computes one of the
 products anew, and norms, activation functions and the optimizer are not counted.
 
-**Bytes.** See ``deepen.training.footprint``.
+**Bytes.** See ``deepen.planning.footprint``.
 """
 
 import math
@@ -27,15 +27,9 @@ import torch
 
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
-from deepen.planning.footprint import Shape, Step, sizes, trainable_parameters
-from deepen.planning.placement import (
-    Placement,
-    PlacementRequest,
-    choose_gaps,
-    in_gaps,
-    overlapping_runs,
-)
-from deepen.planning.plan import Plan, insert_after
+from deepen.planning.footprint import Shape, TrainingStep, sizes, trainable_parameters
+from deepen.planning.placement import PlacementRequest, in_gaps, overlapping_runs
+from deepen.planning.plan import Plan
 from deepen.records.cost import Estimate, Flops, Precision, Trained
 
 _EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
@@ -111,7 +105,7 @@ def estimate(
         label: What to call it; by default what trains.
         **conditions: See ``Conditions``.
     """
-    shape, depth, step = _shape(base), plan.depth, Step(**conditions)
+    shape, depth, step = _shape(base), plan.depth, TrainingStep(**conditions)
     everything = trains == "everything"
     trained = list(range(depth)) if everything else plan.new_blocks
     parts, again, held = _cost(shape, depth, trained, everything, step)
@@ -160,17 +154,15 @@ def placements(
 
 def arrangements(depth: int, new_layers: int) -> Iterator[tuple[str, Plan, Trained]]:
     """Yield label, plan and what trains for each row of ``placements``."""
-    regions = {}
-    for name in ("top", "middle", "bottom"):
-        # As many to a gap as it takes for half of the gaps to hold them.
-        per_gap = -(-new_layers // max(1, min(depth - 1, depth // 2)))
-        gaps = choose_gaps(Placement(name), depth, new_layers, per_gap, open_top=False)
-        regions[name] = insert_after(depth, gaps, copies=False)
+    # As many to a gap as it takes for half of the gaps to hold them.
+    per_gap = -(-new_layers // max(1, min(depth - 1, depth // 2)))
+    crowded = PlacementRequest(depth, new_layers, per_gap=per_gap)
+    names = ("top", "middle", "bottom")
+    regions = {name: in_gaps(crowded, name, copies=False) for name in names}
     yield "full training", regions["top"], "everything"
     with suppress(DeepenError):
         yield "solar", overlapping_runs(PlacementRequest(depth, new_layers)), "everything"
-    per_gap = -(-new_layers // depth)
-    spaced = PlacementRequest(depth, new_layers, per_gap=per_gap)
+    spaced = PlacementRequest(depth, new_layers, per_gap=-(-new_layers // depth))
     yield "llama-pro spacing", in_gaps(spaced, "uniform", copies=True), "new_blocks"
     for name, plan in regions.items():
         yield name, plan, "new_blocks"
@@ -228,7 +220,7 @@ def _experts_of_a_token(base: Model) -> float:
 
 
 def _cost(
-    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: Step
+    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: TrainingStep
 ) -> tuple[dict[str, Flops], float, dict[str, int]]:
     """Return FLOPs by part, those of recomputation, and bytes by kind."""
     parts = _flops(shape, depth, trained, step.sequence_length, through=everything, head=everything)

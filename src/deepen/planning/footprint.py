@@ -77,13 +77,13 @@ class Shape:
     @property
     def other(self) -> int:
         """Width of the linear layers that are neither attention's nor the FFN's."""
-        known = 2 * (self.query + self.key_value) + (3 if self.gated else 2) * self.ffn
-        return max(0, self.active // self.hidden - known)
+        usual = 2 * (self.query + self.key_value) + (3 if self.gated else 2) * self.ffn
+        return max(0, self.active // self.hidden - usual)
 
 
 @dataclass(frozen=True)
-class Step:
-    """How a step is taken; see ``deepen.training.estimate.Conditions``."""
+class TrainingStep:
+    """How a step is taken; see ``deepen.planning.cost.Conditions``."""
 
     sequence_length: int
     sequences: int = 1
@@ -115,7 +115,7 @@ def trainable_parameters(shape: Shape, trained: Sequence[int], everything: bool)
 
 
 def sizes(
-    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: Step
+    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: TrainingStep
 ) -> dict[str, int]:
     """Return the bytes by kind, under the names of ``Estimate``'s fields.
 
@@ -143,7 +143,7 @@ def sizes(
 
 
 def _activation_bytes(
-    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: Step
+    shape: Shape, depth: int, trained: Sequence[int], everything: bool, step: TrainingStep
 ) -> int:
     """Return the bytes that the backward pass keeps, weights and their copies left aside."""
     lowest = min(trained)
@@ -166,7 +166,7 @@ def _activation_bytes(
     return step.tokens * (blocks + last_norm + head + loss + labels) + rotations
 
 
-def _block_bytes(shape: Shape, trained: bool, residual: int, step: Step) -> int:
+def _block_bytes(shape: Shape, trained: bool, residual: int, step: TrainingStep) -> int:
     """Return the bytes per token that one block keeps."""
     hidden, both = shape.hidden, shape.query + shape.key_value
     norms = 2 * _FLOAT32 * (hidden + 1)

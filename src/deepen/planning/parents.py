@@ -20,7 +20,7 @@ from deepen.planning.plan import Insert, Keep, Plan
 _Types = Sequence[tuple[object, ...]]
 
 
-def paired(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
+def with_parents(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
     """Give every new block between two unlike neighbours two parents that are alike.
 
     Of all pairs of like blocks around a gap, the one with the fewest blocks between is taken; of
@@ -49,8 +49,8 @@ def paired(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
 def _by_type(insert: Insert, anatomy: Anatomy, types: _Types) -> Insert:
     """Choose the parents of one new block."""
     below, above, kinds = insert.below, insert.above, anatomy.blocks
-    if pair := _nearest(insert, types, range(anatomy.depth)):
-        return Insert(*pair, insert.t)
+    if parents := _nearest(insert, types, range(anatomy.depth)):
+        return Insert(*parents, insert.t)
     if kinds[below] is kinds[above]:
         return insert
     raise DeepenError(
@@ -62,13 +62,13 @@ def _by_type(insert: Insert, anatomy: Anatomy, types: _Types) -> Insert:
 
 def _nearest(insert: Insert, types: _Types, allowed: Sequence[int]) -> tuple[int, int] | None:
     """Return the nearest two allowed blocks around a new one that are of the same type."""
-    pairs = [
+    choices = [
         (upper - lower, types[lower] != types[insert.below], lower, upper)
         for lower in allowed
         for upper in allowed
         if lower <= insert.below and insert.above <= upper and types[lower] == types[upper]
     ]
-    return min(pairs)[2:] if pairs else None
+    return min(choices)[2:] if choices else None
 
 
 def _by_rule(plan: Plan, types: _Types, base: Sequence[object], grown: Sequence[object]) -> Plan:
@@ -100,15 +100,15 @@ def _ruled(insert: Insert, types: _Types, like: Sequence[int]) -> Insert:
     """Choose the parents of one new block among the blocks that the rule makes alike."""
     if insert.below == insert.above:
         under = [index for index in like if index <= insert.below]
-        pair = (under[-1], under[-1]) if under else None
+        parents = (under[-1], under[-1]) if under else None
     else:
-        pair = _nearest(insert, types, like)
-    if pair is None:
+        parents = _nearest(insert, types, like)
+    if parents is None:
         raise DeepenError(
             f"By the rule of this family's config.json a new block above block {insert.below} "
             f"would be of a kind that the blocks around it are not; choose another placement."
         )
-    return Insert(*pair, insert.t)
+    return Insert(*parents, insert.t)
 
 
 def _shifted(plan: Plan, base: Sequence[object], source: int, index: int) -> DeepenError:
@@ -128,12 +128,12 @@ def _shifted(plan: Plan, base: Sequence[object], source: int, index: int) -> Dee
 
 def _spread(blocks: Sequence[Keep | Insert]) -> list[Keep | Insert]:
     """Put new blocks between the same two parents at even distances."""
-    pairs = [(b.below, b.above) for b in blocks if isinstance(b, Insert) and b.below != b.above]
-    counts, seen = Counter(pairs), Counter[tuple[int, int]]()
+    fused = [(b.below, b.above) for b in blocks if isinstance(b, Insert) and b.below != b.above]
+    counts, seen = Counter(fused), Counter[tuple[int, int]]()
     result: list[Keep | Insert] = []
     for block in blocks:
-        if isinstance(block, Insert) and (pair := (block.below, block.above)) in counts:
-            seen[pair] += 1
-            block = Insert(*pair, seen[pair] / (counts[pair] + 1))
+        if isinstance(block, Insert) and (parents := (block.below, block.above)) in counts:
+            seen[parents] += 1
+            block = Insert(*parents, seen[parents] / (counts[parents] + 1))
         result.append(block)
     return result

@@ -69,7 +69,8 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     """Plan one new block for each gap that is chosen.
 
     Args:
-        request: What the user wants.
+        request: What the user wants; by default half as many new blocks as the base has, or as
+            many as ``after`` lists.
         default: Name of the placement where the user names none.
         copies: Whether new blocks are copies of the block below, which can also stand on top of
             all, instead of made from the two blocks around a gap.
@@ -77,84 +78,19 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     Raises:
         DeepenError: The placement does not hold that many new blocks.
     """
-    gaps = choose_gaps(
-        request.placement or Placement(default),
-        request.depth,
-        request.new_layers,
-        request.per_gap,
-        open_top=copies,
-        scores=request.scores,
-    )
-    return insert_after(request.depth, gaps, copies=copies)
-
-
-def overlapping_runs(request: PlacementRequest) -> Plan:
-    """Plan two overlapping runs of the base: blocks 0..L-d-1, then d..L-1.
-
-    Of each block that appears twice the first appearance counts as kept and the second as new.
-    Without ``new_layers``, N is half of L, or one less where d = (L - N) / 2 would not be whole.
-    SOLAR, arXiv 2312.15166, section 2.
-
-    Raises:
-        DeepenError: d would not be whole or not lie in the base, or a placement was asked for.
-    """
-    depth = request.depth
-    if request.placement is not None or request.per_gap != 1:
-        raise DeepenError("SOLAR places blocks by its own rule; leave out the placement.")
-    new = request.new_layers
-    if new is None:
-        new = max(1, depth // 2)
-        new -= (depth - new) % 2
-        new = new or 2
-    if not 1 <= new <= depth:
-        raise DeepenError(f"SOLAR adds 1 to {depth} layers to {depth} blocks, not {new}.")
-    if (depth - new) % 2:
-        near = new - 1 if new > 1 else new + 1
-        raise DeepenError(
-            f"SOLAR cuts d = (L - N) / 2 blocks from each copy, which is not whole for "
-            f"L = {depth}, N = {new}; ask for {near} new layers."
-        )
-    cut = (depth - new) // 2
-    first: list[Keep | Insert] = [Keep(i) for i in range(depth - cut)]
-    second = [Insert(i, i, 0.0) if i < depth - cut else Keep(i) for i in range(cut, depth)]
-    return Plan(depth, tuple(first + second))
-
-
-def choose_gaps(
-    placement: Placement,
-    depth: int,
-    new_layers: int | None,
-    per_gap: int,
-    *,
-    open_top: bool,
-    scores: Callable[[], Sequence[float]] | None = None,
-) -> list[int]:
-    """Choose the gap of every new block.
-
-    Args:
-        placement: The strategy.
-        depth: Number of blocks of the base, L.
-        new_layers: Number of new blocks; by default half of L, or as many as ``after`` lists.
-        per_gap: How many new blocks a gap may take.
-        open_top: Whether the gap above the last block may be used (methods that copy).
-        scores: Says how well the blocks around each inner gap align; only ``quality`` asks.
-
-    Returns:
-        One gap per new block, ascending, repeated where a gap takes several.
-
-    Raises:
-        DeepenError: The placement does not hold that many new blocks.
-    """
+    depth, per_gap, placement = request.depth, request.per_gap, request.placement
     if per_gap < 1:
         raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
-    slots = depth if open_top else depth - 1
+    placement = placement or Placement(default)
+    slots = depth if copies else depth - 1
     if placement.name == "after":
-        return _listed(placement, depth, new_layers, slots)
-    wanted = max(1, depth // 2) if new_layers is None else new_layers
+        gaps = _listed(placement, depth, request.new_layers, slots)
+        return insert_after(depth, gaps, copies=copies)
+    wanted = max(1, depth // 2) if request.new_layers is None else request.new_layers
     if wanted < 1:
         raise DeepenError(f"There must be at least 1 new layer, not {wanted}.")
     if placement.name in SCORED:
-        order = _by_score(placement, depth, scores)
+        order = _by_score(placement, depth, request.scores)
     else:
         order = _preferred(placement.name, depth, slots, wanted)
     if wanted > len(order) * per_gap:
@@ -166,7 +102,7 @@ def choose_gaps(
             else f"A base of {depth} block has no gap between two blocks to grow in."
         )
     # Full rounds over all gaps, then the remainder in the gaps that the strategy prefers.
-    return sorted(order[i % len(order)] for i in range(wanted))
+    return insert_after(depth, (order[i % len(order)] for i in range(wanted)), copies=copies)
 
 
 def _by_score(
@@ -177,8 +113,8 @@ def _by_score(
         raise DeepenError(
             f"Placement {placement.name!r} needs the base's weights; name another one here."
         )
-    found, sign = scores(), SCORED[placement.name]
-    order = sorted(range(depth - 1), key=lambda gap: (sign * found[gap], -gap))
+    scored, sign = scores(), SCORED[placement.name]
+    order = sorted(range(depth - 1), key=lambda gap: (sign * scored[gap], -gap))
     return order[: min(depth - 1, max(1, depth // 2))]
 
 
@@ -219,3 +155,35 @@ def _preferred(name: str, depth: int, slots: int, wanted: int) -> list[int]:
     # uniform: the gaps form as many equal groups as there are new blocks; the last of each group.
     groups = min(wanted, slots)
     return [(k + 1) * slots // groups - 1 for k in range(groups)] if groups else []
+
+
+def overlapping_runs(request: PlacementRequest) -> Plan:
+    """Plan two overlapping runs of the base: blocks 0..L-d-1, then d..L-1.
+
+    Of each block that appears twice the first appearance counts as kept and the second as new.
+    Without ``new_layers``, N is half of L, or one less where d = (L - N) / 2 would not be whole.
+    SOLAR, arXiv 2312.15166, section 2.
+
+    Raises:
+        DeepenError: d would not be whole or not lie in the base, or a placement was asked for.
+    """
+    depth = request.depth
+    if request.placement is not None or request.per_gap != 1:
+        raise DeepenError("SOLAR places blocks by its own rule; leave out the placement.")
+    new = request.new_layers
+    if new is None:
+        new = max(1, depth // 2)
+        new -= (depth - new) % 2
+        new = new or 2
+    if not 1 <= new <= depth:
+        raise DeepenError(f"SOLAR adds 1 to {depth} layers to {depth} blocks, not {new}.")
+    if (depth - new) % 2:
+        near = new - 1 if new > 1 else new + 1
+        raise DeepenError(
+            f"SOLAR cuts d = (L - N) / 2 blocks from each copy, which is not whole for "
+            f"L = {depth}, N = {new}; ask for {near} new layers."
+        )
+    cut = (depth - new) // 2
+    first: list[Keep | Insert] = [Keep(i) for i in range(depth - cut)]
+    second = [Insert(i, i, 0.0) if i < depth - cut else Keep(i) for i in range(cut, depth)]
+    return Plan(depth, tuple(first + second))
