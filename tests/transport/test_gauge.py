@@ -110,19 +110,19 @@ def test_what_is_zero_has_no_scale(zero):
     torch.testing.assert_close(gauge.plane_factors(*planes).abs(), torch.ones(2, dtype=T.dtype))
 
 
-def test_planes_are_the_dims_that_the_pairing_says():
+def test_planes_are_the_dims_that_their_kind_says():
     rows = torch.arange(6.0)[:, None] + torch.zeros(2, 6, 3)
-    half, adjacent = (gauge.to_planes(rows, 4, pairing) for pairing in ("half", "adjacent"))
+    half, adjacent = (gauge.to_planes(rows, 4, planes) for planes in ("half", "adjacent"))
     assert half.shape == adjacent.shape == (2, 2, 3)
     assert half[0, :, 0].tolist() == [0 + 2j, 1 + 3j]
     assert adjacent[0, :, 0].tolist() == [0 + 1j, 2 + 3j]
 
 
-@pytest.mark.parametrize("pairing", ["half", "adjacent"])
-def test_a_plane_map_multiplies_planes_and_leaves_the_rest(pairing):
+@pytest.mark.parametrize("planes", ["half", "adjacent"])
+def test_a_plane_map_multiplies_planes_and_leaves_the_rest(planes):
     factors = torch.tensor([2 + 1j, -0.5j], dtype=torch.complex128)
     rows = _normal(1, 7, 3)
-    moved = gauge.plane_map(factors, 7, pairing) @ rows
-    expected = factors[:, None] * gauge.to_planes(rows, 4, pairing)
-    torch.testing.assert_close(gauge.to_planes(moved, 4, pairing), expected)
+    moved = gauge.plane_map(factors, 7, planes) @ rows
+    expected = factors[:, None] * gauge.to_planes(rows, 4, planes)
+    torch.testing.assert_close(gauge.to_planes(moved, 4, planes), expected)
     assert torch.equal(moved[4:], rows[4:])

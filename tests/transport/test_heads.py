@@ -56,7 +56,7 @@ def _attention(seed, rotary, grouping=(6, 2), *, biased=False, dtype=torch.float
 
 def _planes(rotary):
     half = rotary.dims // 2
-    if rotary.pairing == "half":
+    if rotary.planes == "half":
         return [(p, p + half) for p in range(half)]
     return [(2 * p, 2 * p + 1) for p in range(half)]
 

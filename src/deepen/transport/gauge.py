@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Pairing = Literal["half", "adjacent"]
+Planes = Literal["half", "adjacent"]
+"""Of D rotated dims, plane p is (p, p + D/2) if ``half``, (2p, 2p + 1) if ``adjacent``."""
 
 # Gram matrices with a smaller eigenvalue, relative to their largest, count as rank-deficient: the
 # balanced gauge would then blow up what is close to rounding in 16-bit weights.
@@ -28,25 +29,25 @@ _RANK = 1e-6
 _PULL = 1e-10
 
 
-def to_planes(rows: Tensor, rotary_dims: int, pairing: Pairing) -> Tensor:
+def to_planes(rows: Tensor, rotary_dims: int, planes: Planes) -> Tensor:
     """Write the rotated dims of heads as complex rows.
 
     Args:
         rows: ``[..., head_dim, hidden]``; the first ``rotary_dims`` dims are rotated.
         rotary_dims: D, even.
-        pairing: Plane p is dims (p, p + D/2) if ``half``, (2p, 2p + 1) if ``adjacent``.
+        planes: Which two dims a plane is.
 
     Returns:
         ``[..., D/2, hidden]`` complex: the planes' first dims + i · their second dims.
     """
-    first, second = plane_dims(rotary_dims, pairing)
+    first, second = plane_dims(rotary_dims, planes)
     return torch.complex(rows[..., first, :], rows[..., second, :])
 
 
-def plane_dims(rotary_dims: int, pairing: Pairing) -> tuple[Tensor, Tensor]:
+def plane_dims(rotary_dims: int, planes: Planes) -> tuple[Tensor, Tensor]:
     """Return the first and second dims ``[D/2]`` of every rotary plane."""
     dims, half = torch.arange(rotary_dims), rotary_dims // 2
-    return (dims[:half], dims[half:]) if pairing == "half" else (dims[0::2], dims[1::2])
+    return (dims[:half], dims[half:]) if planes == "half" else (dims[0::2], dims[1::2])
 
 
 def plane_factors(x_a: Tensor, y_a: Tensor, x_b: Tensor, y_b: Tensor) -> Tensor:
@@ -64,9 +65,9 @@ def plane_factors(x_a: Tensor, y_a: Tensor, x_b: Tensor, y_b: Tensor) -> Tensor:
     x_a, y_a, x_b, y_b = (z.to(torch.complex128) for z in (x_a, y_a, x_b, y_b))
     norms = [torch.linalg.vector_norm(x, dim=-1) for x in (x_a, x_b)]
     norms += [torch.linalg.vector_norm(y, dim=(0, 2)) for y in (y_a, y_b)]
-    known = torch.stack([norm > _RANK * norm.max() for norm in norms]).all(0)
+    alive = torch.stack([norm > _RANK * norm.max() for norm in norms]).all(0)
     scale_a, scale_b = (
-        torch.where(known, y / torch.where(known, x, 1), 1).sqrt()
+        torch.where(alive, y / torch.where(alive, x, 1), 1).sqrt()
         for x, y in zip(norms[:2], norms[2:], strict=True)
     )
     both = scale_a * scale_b
@@ -76,9 +77,9 @@ def plane_factors(x_a: Tensor, y_a: Tensor, x_b: Tensor, y_b: Tensor) -> Tensor:
     return angle * (scale_a / scale_b)
 
 
-def plane_map(factors: Tensor, head_dim: int, pairing: Pairing) -> Tensor:
+def plane_map(factors: Tensor, head_dim: int, planes: Planes) -> Tensor:
     """Return plane factors ``[planes]`` as a real map ``[head_dim, head_dim]``, else identity."""
-    first, second = (dims.to(factors.device) for dims in plane_dims(2 * len(factors), pairing))
+    first, second = (dims.to(factors.device) for dims in plane_dims(2 * len(factors), planes))
     whole = torch.eye(head_dim, dtype=torch.float64, device=factors.device)
     whole[first, first] = whole[second, second] = factors.real
     whole[second, first] = factors.imag

@@ -17,7 +17,7 @@ from deepen.common.errors import DeepenError
 from deepen.transport import gauge
 from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign, best_share, choose_rows
-from deepen.transport.gauge import Pairing
+from deepen.transport.gauge import Planes
 from deepen.transport.invariants import Heads, head_similarity
 
 
@@ -27,8 +27,8 @@ class Rotary:
 
     dims: int = 0
     """Leading dims of every head that a rotary embedding rotates; 0: none (GPT-2, BLOOM, NoPE)."""
-    pairing: Pairing = "half"
-    """Planes are (i, i + dims/2) if `half` (Llama, GPT-NeoX), (2i, 2i+1) if `adjacent` (GPT-J)."""
+    planes: Planes = "half"
+    """They are (i, i + dims/2) if `half` (Llama, GPT-NeoX), (2i, 2i+1) if `adjacent` (GPT-J)."""
     normed: bool = False
     """Queries and keys are normalised (Qwen3): they are left alone inside a head."""
     fixed_heads: bool = False
@@ -92,7 +92,7 @@ def match_attention(a: Attention, b: Attention, *, similarity: Tensor | None = N
     _check(a, b, similarity)
     parts_a, parts_b = _by_head(a), _by_head(b)
     if similarity is None:
-        similarity = head_similarity(parts_a, parts_b, a.rotary.dims, a.rotary.pairing)
+        similarity = head_similarity(parts_a, parts_b, a.rotary.dims, a.rotary.planes)
     groups, heads = _nested(similarity, a.kv_heads)
     if a.rotary.fixed_heads:
         groups, heads = torch.arange(a.kv_heads), torch.arange(a.heads)
@@ -156,8 +156,8 @@ def keep_groups(match: HeadMatch, moved: Attention, b: Attention, share: float) 
             as its query heads are on average.
     """
     columns = torch.arange(moved.heads)
-    found = match.similarity.cpu()[match.heads.cpu(), columns].unflatten(0, (moved.kv_heads, -1))
-    kept = best_share(found.mean(1), share).to(moved.query.device)
+    matched = match.similarity.cpu()[match.heads.cpu(), columns].unflatten(0, (moved.kv_heads, -1))
+    kept = best_share(matched.mean(1), share).to(moved.query.device)
 
     def mixed(rows: Tensor, own: Tensor) -> Tensor:
         return choose_rows(kept.repeat_interleave(len(rows) // moved.kv_heads), rows, own)
@@ -201,8 +201,8 @@ def _key_map(a: Heads, b: Heads, rotary: Rotary) -> Tensor:
         return whole
     if turned:
         rows = (x.double() for x in (a.key, a.query, b.key, b.query))
-        planes = (gauge.to_planes(x, turned, rotary.pairing) for x in rows)
-        whole = gauge.plane_map(gauge.plane_factors(*planes), head_dim, rotary.pairing)
+        factors = gauge.plane_factors(*(gauge.to_planes(x, turned, rotary.planes) for x in rows))
+        whole = gauge.plane_map(factors, head_dim, rotary.planes)
     if turned < head_dim:
         still = (x[..., turned:, :] for x in (a.key, a.query, b.key, b.query))
         whole[turned:, turned:] = gauge.linear_map(*still)

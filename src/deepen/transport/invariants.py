@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepen.transport.gauge import Pairing, to_planes
+from deepen.transport.gauge import Planes, to_planes
 
 
 class Heads(NamedTuple):
@@ -30,7 +30,7 @@ class Heads(NamedTuple):
     """``[heads, v, hidden]``, the columns of the output projection."""
 
 
-def head_similarity(a: Heads, b: Heads, rotary_dims: int, pairing: Pairing) -> Tensor:
+def head_similarity(a: Heads, b: Heads, rotary_dims: int, planes: Planes) -> Tensor:
     """Return the mean cosine ``[heads, heads]`` of A's and B's q/k and v/o products.
 
     A product of zeros is similar to nothing.
@@ -42,7 +42,7 @@ def head_similarity(a: Heads, b: Heads, rotary_dims: int, pairing: Pairing) -> T
         _squares(b.output, b.value),
     )
     turned_a, turned_b = (
-        [to_planes(rows, rotary_dims, pairing) for rows in (x.query, x.key)] for x in (a, b)
+        [to_planes(rows, rotary_dims, planes) for rows in (x.query, x.key)] for x in (a, b)
     )
     still_a, still_b = ([rows[:, rotary_dims:] for rows in (x.query, x.key)] for x in (a, b))
     attended = _cosines(
@@ -59,13 +59,13 @@ def _products(y_a: Tensor, x_a: Tensor, y_b: Tensor, x_b: Tensor) -> Tensor:
     if not y_a.shape[1]:
         return y_a.new_zeros(len(y_a), len(y_b))
     flat_x, flat_y = x_b.flatten(0, 1).T, y_b.flatten(0, 1).T
-    found = []
+    products = []
     for head, rows in enumerate(y_a):
         if head % per_group == 0:
             inner = (x_a[head // per_group] @ flat_x).unflatten(1, (groups, 1, -1))
         outer = (rows @ flat_y).unflatten(1, (groups, per_group, -1))
-        found.append((outer * inner).sum((0, 3)).flatten())
-    return torch.stack(found)
+        products.append((outer * inner).sum((0, 3)).flatten())
+    return torch.stack(products)
 
 
 def _squares(y: Tensor, x: Tensor) -> Tensor:

@@ -226,8 +226,8 @@ def _rows(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _balances(a: Ffn, b: Ffn) -> tuple[Tensor, Tensor]:
     """Return the balancing scales of both, all ones if either cannot tell (a down of zeros)."""
-    (below, known_below), (above, known_above) = _balance(a), _balance(b)
-    if known_below and known_above:
+    (below, tells_below), (above, tells_above) = _balance(a), _balance(b)
+    if tells_below and tells_above:
         return below, above
     return torch.ones_like(below), torch.ones_like(above)
 
@@ -239,12 +239,12 @@ def _balance(ffn: Ffn) -> tuple[Tensor, bool]:
     """
     up = torch.linalg.vector_norm(_rows(ffn.up, ffn.up_bias), dim=1, dtype=torch.float64)
     down = torch.linalg.vector_norm(ffn.down, dim=0, dtype=torch.float64)
-    known = (up > _DEAD * up.max()) & (down > _DEAD * down.max())
-    if ffn.gate is None or not known.any():
+    alive = (up > _DEAD * up.max()) & (down > _DEAD * down.max())
+    if ffn.gate is None or not alive.any():
         return torch.ones_like(up), False
-    logs = (down[known].log() - up[known].log()) / 2
+    logs = (down[alive].log() - up[alive].log()) / 2
     scale = logs.mean().exp().expand_as(up).clone()
-    scale[known] = logs.exp()
+    scale[alive] = logs.exp()
     return scale, True
 
 

@@ -1,4 +1,4 @@
-"""How well two blocks are aligned, in numbers; of activations see ``activations``."""
+"""How well two blocks are aligned, in numbers; of activations see ``correlation``."""
 
 import math
 from dataclasses import dataclass
