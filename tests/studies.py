@@ -210,6 +210,7 @@ def block_alignment(below: int, above: int, block: int, size: float) -> BlockAli
         effective_matches=1.0 + fade,
         diagonal_mass=own.random(),
         cka=own.random(),
+        function_change=4e-7,
         norm_ratios={
             role: size + own.uniform(-0.05, 0.05)
             for role in ("query", "key", "value", "gate", "up")

@@ -37,8 +37,8 @@ def test_arms_with_the_same_parents_are_shown_together_as_the_first_seed_of_the_
         cells = [[cell.text for cell in row[1]] for row in (heads, neurons)]
         assert cells[0][0] == str(block.block)
         assert cells[1][0] == ""
-        assert cells[0][-2:] == ["", f"{block.cka:.2f}"]
-        assert cells[1][-2:] == [text.fixed(block.effective_matches, 1), ""]
+        assert cells[0][-3:] == ["4e−07", "", f"{block.cka:.2f}"]
+        assert cells[1][-3:] == ["", text.fixed(block.effective_matches, 1), ""]
         for part, row in zip(block.parts, cells, strict=True):
             assert row[1] == str(part.units)
             wanted = [part.similarity_before, part.similarity_after, part.similarity_by_chance]
@@ -84,7 +84,7 @@ def test_two_new_blocks_in_a_gap_have_one_picture(records):
         }
     )
     (parents,) = alignment([twice], ["opt-deus"]).parents
-    assert [(m.title, m.told) for m in parents.maps] == [("7 and 8", "new: 8–9")]
+    assert [(m.title, m.new) for m in parents.maps] == [("7 and 8", "new: 8–9")]
     assert [row[0] for row in parents.table.rows] == ["7 and 8: heads", "7 and 8: neurons"]
 
 

@@ -5,7 +5,11 @@ import io
 from rich.console import Console
 
 import studies
-from deepen.report import terminal as printing
+from deepen import methods
+from deepen.records.growth import AlignmentProof
+from deepen.records.verification import InspectRecord
+from deepen.report import terminal
+from deepen.report.methods import method_table
 
 
 def shown(renderable) -> str:
@@ -16,7 +20,7 @@ def shown(renderable) -> str:
 
 def test_arms_fit_80_columns_with_a_heading_each():
     records, _ = studies.study(seeds=(0,))
-    table = printing.arms(records)
+    table = terminal.arms(records)
     assert all(column.header for column in table.columns)
     text = shown(table)
     assert "…" not in text
@@ -24,8 +28,46 @@ def test_arms_fit_80_columns_with_a_heading_each():
 
 
 def test_a_stack_brackets_new_blocks():
-    assert printing.stack(4, [1, 3]).plain == "0 [1] 2 [3]"
+    assert terminal.stack(4, [1, 3]).plain == "0 [1] 2 [3]"
+
+
+def proof(below, change):
+    aligned = change < 1e-3
+    return AlignmentProof(below=below, above=below + 1, relative_change=change, aligned=aligned)
+
+
+def test_a_growth_tells_what_was_aligned_and_what_was_not():
+    record = studies.grow_record("opt-deus", 0)
+    assert "aligned" not in shown(terminal.growth(record))
+    proofs = [proof(7, 4e-7), proof(8, 2e-7), proof(9, 0.03)]
+    text = " ".join(shown(terminal.growth(record.model_copy(update={"proofs": proofs}))).split())
+    assert "aligned 2 of 3 gaps; what an aligned block computes changes by 4e-07 at most" in text
+    assert "not aligned: 9|10 (would change by 3e-02)" in text
+
+
+def test_alignment_of_experts_fits_80_columns():
+    alignment = studies.aligned(studies.arm_record("opt-deus", 0, 1)).alignment
+    block = alignment.blocks[0]
+    parts = [
+        part.model_copy(update={"part": "expert neurons", "units": 14336, "in_place": 1.0})
+        for part in block.parts
+    ]
+    wide = block.model_copy(update={"below": 30, "above": 32, "parts": parts})
+    record = InspectRecord.model_construct(
+        alignment=alignment.model_copy(update={"blocks": [wide]})
+    )
+    text = "".join(shown(part) for part in terminal._aligned(record))
+    assert "…" not in text
+    assert all(name in text for name in ("moved", "4e-07", "norm"))
+
+
+def test_options_that_methods_share_stand_once():
+    text = shown(method_table([methods.get(name) for name in methods.names()]))
+    for method in map(methods.get, methods.names()):
+        assert all(text.count(f"--set {name}=") == 1 for name in method.options.model_fields)
+    assert "--set output_scale=0.0 (1.0 in avg-deus, lesa)" in text
+    assert "shared     by opt-deus, avg-deus\n" in "\n".join(map(str.rstrip, text.splitlines()))
 
 
 def test_sizes_read_well():
-    assert [printing.size(n) for n in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "2.5 GB"]
+    assert [terminal.size(n) for n in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "2.5 GB"]

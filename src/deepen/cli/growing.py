@@ -156,11 +156,11 @@ def methods(as_json: Json = False) -> None:
     from rich.console import Console
 
     from deepen import methods as table
-    from deepen.report import terminal
+    from deepen.report.methods import method_table
 
     all_methods = [table.get(name) for name in table.names()]
     if as_json:
         schemas = {method.name: method.options.model_json_schema() for method in all_methods}
         typer.echo(json.dumps(schemas, indent=2))
     else:
-        Console().print(terminal.method_table(all_methods))
+        Console().print(method_table(all_methods))

@@ -117,7 +117,7 @@ def _align(
 def _score(
     config: EvaluationConfig, model: Path | str, seed: int, kept: Path, progress: Progress
 ) -> EvalRecord:
-    """Evaluate a model, or find what an interrupted run found."""
+    """Evaluate a model, unless an interrupted run has."""
     if kept.is_file():
         return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
     settings = config.model_dump(exclude={"perplexity"})

@@ -71,17 +71,17 @@ class CurvePoint:
 
 def scores(evaluation: EvalRecord) -> list[Score]:
     """List every number of an evaluation; the mean accuracy of its tasks, if several, is last."""
-    found = []
+    scores = []
     for text in evaluation.texts:
         for metric in ("token_perplexity", "loss_nats_per_token", "bits_per_byte"):
-            found.append(Score("text", text.file, metric, getattr(text, metric), False))
+            scores.append(Score("text", text.file, metric, getattr(text, metric), False))
     for task in evaluation.tasks:
-        found.append(Score("task", task.task, task.metric, task.value, task.higher_is_better))
-    accuracies = [score.value for score in found if score.kind == "task" and score.metric == "acc"]
+        scores.append(Score("task", task.task, task.metric, task.value, task.higher_is_better))
+    accuracies = [score.value for score in scores if score.kind == "task" and score.metric == "acc"]
     if len(accuracies) > 1:
         mean = statistics.fmean(accuracies)
-        found.append(Score("task", f"{len(accuracies)} tasks", "mean acc", mean, True))
-    return found
+        scores.append(Score("task", f"{len(accuracies)} tasks", "mean acc", mean, True))
+    return scores
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -146,14 +146,14 @@ def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> lis
     }
     grown = [arm for arm in arms if arm != BASE]
     pairs = [(arm, BASE) for arm in grown if BASE in arms] + list(combinations(grown, 2))
-    found = []
+    differences = []
     for arm, other in pairs:
         seeds = sorted(s for a, s in values if a == arm and (other, s) in values)
         for name in values[arm, seeds[0]] if seeds else ():
             mean, low, high = interval(
                 [values[arm, seed][name] - values[other, seed][name] for seed in seeds]
             )
-            found.append(
+            differences.append(
                 PairedDifference(
                     arm=arm,
                     other=other,
@@ -164,7 +164,7 @@ def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> lis
                     high=high,
                 )
             )
-    return found
+    return differences
 
 
 def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
@@ -173,12 +173,12 @@ def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
     Returns:
         Role → median over new blocks and seeds of the median row norm; none where none were fused.
     """
-    found: dict[str, list[float]] = {}
+    by_role: dict[str, list[float]] = {}
     for record in records:
         for block in record.alignment.blocks if record.alignment else ():
             for role, ratio in block.norm_ratios.items():
-                found.setdefault(role, []).append(ratio)
-    return {role: statistics.median(ratios) for role, ratios in found.items()}
+                by_role.setdefault(role, []).append(ratio)
+    return {role: statistics.median(ratios) for role, ratios in by_role.items()}
 
 
 def loss_curve(records: Sequence[ArmRecord]) -> list[CurvePoint]:

@@ -1,4 +1,4 @@
-"""What ``compare`` found."""
+"""What ``compare`` writes: records of arms, and what they say together."""
 
 from typing import Any
 

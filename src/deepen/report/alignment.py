@@ -24,7 +24,7 @@ LEVELS = (
 
 _HEADER = [
     *("blocks of the base: part", "new block", "units", "same index", "matched", "by chance"),
-    *("in place", "effective matches", "CKA"),
+    *("in place", "moved", "effective matches", "CKA"),
 ]
 
 
@@ -34,8 +34,8 @@ class HeatMap:
 
     title: str
     """The two blocks."""
-    told: str
-    """The new block between them."""
+    new: str
+    """The new blocks between them."""
     rows: int
     """Neurons of the lower block, shrunk."""
     columns: int
@@ -75,26 +75,26 @@ class Alignment:
 
 
 def alignment(records: Sequence[ArmRecord], arms: Sequence[str]) -> Alignment | None:
-    """Gather what is known of alignment; ``None`` if nothing is.
+    """Gather what was measured of alignment; ``None`` if nothing was.
 
     Args:
         records: Lines of records.jsonl.
         arms: Labels in order.
     """
     measured = [r for r in records if r.grow and r.alignment and r.alignment.blocks]
-    known = [arm for arm in arms if any(record.arm == arm for record in measured)]
-    if not known:
+    fusing = [arm for arm in arms if any(record.arm == arm for record in measured)]
+    if not fusing:
         return None
-    first = {arm: aggregate.of_arm(measured, arm)[0] for arm in known}
+    first = {arm: aggregate.of_arm(measured, arm)[0] for arm in fusing}
     sets: dict[tuple[object, ...], list[str]] = {}
     for arm, record in first.items():
         sets.setdefault(tuple(_pairs(record)), []).append(arm)
-    shown = first[known[0]].alignment
+    shown = first[fusing[0]].alignment
     assert shown is not None
     return Alignment(
         parents=[_parents(first[same[0]], same, arms) for same in sets.values()],
-        norm_ratios=_norm_ratios({arm: aggregate.of_arm(measured, arm) for arm in known}),
-        arms=[arms.index(arm) for arm in known],
+        norm_ratios=_norm_ratios({arm: aggregate.of_arm(measured, arm) for arm in fusing}),
+        arms=[arms.index(arm) for arm in fusing],
         regularisation=f"{shown.regularisation:g}",
         calibration=shown.calibration,
         levels=[name for _, name in LEVELS],
@@ -105,12 +105,12 @@ def _pairs(record: ArmRecord) -> list[tuple[int, int, int]]:
     """Return each new block's index after its two parents, which are blocks of the base."""
     assert record.grow is not None
     assert record.alignment is not None
-    found = []
+    pairs = []
     for new in [block.block for block in record.alignment.blocks]:
         entry = record.grow.step.plan[new] if new is not None else new
         if new is not None and isinstance(entry, list):
-            found.append((int(entry[0]), int(entry[1]), new))
-    return found
+            pairs.append((int(entry[0]), int(entry[1]), new))
+    return pairs
 
 
 def _parents(record: ArmRecord, same: Sequence[str], arms: Sequence[str]) -> Parents:
@@ -118,7 +118,7 @@ def _parents(record: ArmRecord, same: Sequence[str], arms: Sequence[str]) -> Par
     assert record.alignment is not None
     blocks = {block.block: block for block in record.alignment.blocks}
     maps, rows = [], []
-    for (below, above), group in groupby(_pairs(record), key=lambda found: found[:2]):
+    for (below, above), group in groupby(_pairs(record), key=lambda pair: pair[:2]):
         new = [index for _, _, index in group]
         title, block = f"{below} and {above}", blocks[new[0]]
         if block.heat_map:
@@ -142,7 +142,7 @@ def _heat_map(cells: Sequence[Sequence[float]], title: str, new: list[int]) -> H
             x += width
     return HeatMap(
         title=title,
-        told=f"new: {text.blocks(new)}",
+        new=f"new: {text.blocks(new)}",
         rows=len(cells),
         columns=len(cells[0]),
         paths=[(shade, "".join(paths[shade])) for shade in sorted(paths)],
@@ -157,7 +157,7 @@ def _shade(mass: float) -> int:
 def _rows(block: BlockAlignment, title: str, new: list[int]) -> list[tuple[str, list[Cell]]]:
     """Write one pair: what belongs to the pair in its first row, the plan's with its neurons."""
     neurons = next((p for p in block.parts if p.part.startswith("neurons")), None)
-    rows = []
+    rows, moved = [], block.function_change
     for part in block.parts:
         spread = block.effective_matches if part is neurons else None
         whole = part is block.parts[0]
@@ -167,6 +167,7 @@ def _rows(block: BlockAlignment, title: str, new: list[int]) -> list[tuple[str, 
                 [
                     Cell(text.blocks(new) if whole else ""),
                     *_part(part),
+                    Cell(text.scientific(moved) if whole and moved is not None else ""),
                     Cell("" if spread is None else text.fixed(spread, 1)),
                     Cell(text.fixed(block.cka, 2) if whole and block.cka is not None else ""),
                 ],
@@ -188,11 +189,11 @@ def _part(part: PartAlignment) -> list[Cell]:
 
 def _norm_ratios(records: Mapping[str, Sequence[ArmRecord]]) -> Table:
     """Write every arm's norm ratios, role by role."""
-    found = {arm: aggregate.norm_ratios(of_arm) for arm, of_arm in records.items()}
-    roles = list(dict.fromkeys(role for ratios in found.values() for role in ratios))
+    of_arms = {arm: aggregate.norm_ratios(of_arm) for arm, of_arm in records.items()}
+    roles = list(dict.fromkeys(role for ratios in of_arms.values() for role in ratios))
     rows = [
         (arm, [Cell(text.fixed(ratios[r], 2) if r in ratios else "–") for r in roles])
-        for arm, ratios in found.items()
+        for arm, ratios in of_arms.items()
     ]
     header = ["arm", *(role.replace("_", " ") for role in roles)]
     return Table(

@@ -134,7 +134,7 @@ def stacks(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[Bar]:
     for index, arm in enumerate(arms):
         trained = set(first[arm].train.trainable_blocks)
         new = [i for i, entry in enumerate(plans[arm]) if isinstance(entry, list)]
-        told = f"{len(plans[arm])} blocks"
+        depth = f"{len(plans[arm])} blocks"
         bars.append(
             Bar(
                 arm=index,
@@ -142,7 +142,7 @@ def stacks(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[Bar]:
                 segments=[
                     _segment(i, entry, i in trained, width) for i, entry in enumerate(plans[arm])
                 ],
-                written=told + (f", new: {text.blocks(new)}" if new else ", none new"),
+                written=depth + (f", new: {text.blocks(new)}" if new else ", none new"),
             )
         )
     return bars
@@ -169,17 +169,17 @@ def _segment(index: int, entry: int | list[int | float], trained: bool, width: f
 
 def times(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[Bar]:
     """Draw where the time of an optimizer step goes."""
-    found: dict[str, dict[str, float]] = {}
+    seconds: dict[str, dict[str, float]] = {}
     for arm in arms:
         times = [record.train.step_time for record in aggregate.of_arm(records, arm)]
         parts = {
             part: aggregate.spread([getattr(time, f"{part}_seconds") for time in times]).mean
             for part in ("forward", "backward", "optimizer", "total")
         }
-        known = parts["forward"] + parts["backward"] + parts["optimizer"]
-        found[arm] = parts | {"other": max(0.0, parts["total"] - known)}
-    longest = max(sum(parts.values()) - parts["total"] for parts in found.values())
-    return [_time_bar(i, arm, found[arm], longest) for i, arm in enumerate(arms)]
+        named = parts["forward"] + parts["backward"] + parts["optimizer"]
+        seconds[arm] = parts | {"other": max(0.0, parts["total"] - named)}
+    longest = max(sum(parts.values()) - parts["total"] for parts in seconds.values())
+    return [_time_bar(i, arm, seconds[arm], longest) for i, arm in enumerate(arms)]
 
 
 def _time_bar(index: int, arm: str, parts: Mapping[str, float], longest: float) -> Bar:

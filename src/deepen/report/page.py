@@ -30,7 +30,7 @@ class Headline:
     """Its index."""
     value: str
     """Its mean after training."""
-    told: str
+    against: str
     """How it compares with the base, in a sentence."""
 
 
@@ -44,8 +44,8 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     arms = [arm for arm in summary.arms if any(record.arm == arm for record in records)]
     results = Results(records, arms, summary.differences)
     main = tables.main_scores(records[0].after)
-    told = [score for score in main if score.metric != "token_perplexity"]
-    strips = [s for score in told if (s := bars.strips(summary.differences, arms, score))]
+    shown = [score for score in main if score.metric != "token_perplexity"]
+    strips = [s for score in shown if (s := bars.strips(summary.differences, arms, score))]
     tuned = Results(aggregate.fine_tuned(records), arms, summary.fine_tuned_differences)
     complete = len(tuned.records) == len(records)
     return {
@@ -58,8 +58,8 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "together": results.together(main),
         "after": results.after(main),
         "before": results.before(main),
-        "against": results.against(told),
-        "pairs": results.pairs(told),
+        "against": results.against(shown),
+        "pairs": results.pairs(shown),
         "every": results.every(),
         "strips": strips,
         "charts": _charts(records, arms),
@@ -86,8 +86,8 @@ def _title(records: Sequence[ArmRecord], summary: StudySummary) -> str:
     base = study.get("base") or next((r.grow.step.base.name for r in records if r.grow), "base")
     grown = len(summary.arms) - 1
     ways = "in 1 way" if grown == 1 else f"in {grown} ways"
-    told = f"{_name(str(base))}, grown and trained {ways}"
-    return f"{_name(str(study['output']))}: {told}" if study.get("output") else told
+    title = f"{_name(str(base))}, grown and trained {ways}"
+    return f"{_name(str(study['output']))}: {title}" if study.get("output") else title
 
 
 def _name(path: str) -> str:
@@ -136,17 +136,17 @@ def _headline(results: Results, score: Score) -> Headline:
     value = text.score(score.metric, results.mean(best, score))
     difference = results.against_base(best, score)
     if best == BASE:
-        told = "The un-grown base, trained on the same tokens."
+        against = "The un-grown base, trained on the same tokens."
     elif difference is None:
-        told = "There is no base to compare with yet."
+        against = "There is no base to compare with yet."
     else:
-        told = f"{bars.written(difference, score.metric)} against the base"
+        against = f"{bars.written(difference, score.metric)} against the base"
         if difference.low is None:
-            told += "; one seed, no interval."
+            against += "; one seed, no interval."
         elif bars.is_clear(difference):
-            told += "; the interval leaves out zero."
+            against += "; the interval leaves out zero."
         else:
-            told += "; the interval holds zero."
+            against += "; the interval holds zero."
     if text.is_share(score.metric):
         value += "\N{THIN SPACE}%"
     return Headline(
@@ -154,7 +154,7 @@ def _headline(results: Results, score: Score) -> Headline:
         arm=best,
         index=results.arms.index(best),
         value=value,
-        told=told,
+        against=against,
     )
 
 
@@ -172,15 +172,15 @@ def _charts(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[curves.Ch
 
 def _software(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[str, str]]:
     """List the versions of everything that took part, several where they differ."""
-    found: dict[str, set[str]] = {}
+    software: dict[str, set[str]] = {}
     parts = [summary.versions]
     for record in records:
         parts += [record.before.versions, record.train.versions, record.after.versions]
         parts += [record.grow.step.versions] if record.grow else []
     for part in parts:
         for package, version in part.items():
-            found.setdefault(package, set()).add(version)
-    return [(package, ", ".join(sorted(found[package]))) for package in sorted(found)]
+            software.setdefault(package, set()).add(version)
+    return [(package, ", ".join(sorted(software[package]))) for package in sorted(software)]
 
 
 def _runs(records: Sequence[ArmRecord]) -> Table:

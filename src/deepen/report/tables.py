@@ -41,13 +41,13 @@ class Table:
 
 def main_scores(evaluation: EvalRecord) -> list[Score]:
     """Choose what the main table shows: perplexity and loss of texts, one metric of each task."""
-    found = aggregate.scores(evaluation)
-    texts = [s for s in found if s.kind == "text" and s.metric in _SHOWN_OF_TEXTS]
+    scores = aggregate.scores(evaluation)
+    texts = [s for s in scores if s.kind == "text" and s.metric in _SHOWN_OF_TEXTS]
     tasks: dict[str, list[Score]] = {}
-    for score in found:
+    for score in scores:
         if score.kind == "task":
             tasks.setdefault(score.subject, []).append(score)
-    return texts + [min(scores, key=_preference) for scores in tasks.values()]
+    return texts + [min(metrics, key=_preference) for metrics in tasks.values()]
 
 
 def _preference(score: Score) -> int:
@@ -125,8 +125,8 @@ class Results:
                 pair = (difference.arm, difference.other)
                 by_pair.setdefault(pair, {})[difference.score] = difference
         rows = [
-            (f"{arm} − {other}", [_difference(found.get(s.name), s) for s in scores])
-            for (arm, other), found in by_pair.items()
+            (f"{arm} − {other}", [_difference(of_pair.get(s.name), s) for s in scores])
+            for (arm, other), of_pair in by_pair.items()
         ]
         return Table("Differences between grown arms", ["pair", *map(heading, scores)], rows)
 
@@ -150,8 +150,8 @@ class Results:
         deviation = aggregate.spread(self.values(arm, score)).deviation
         if deviation is None:
             return cell
-        told = f"± {text.difference(score.metric, deviation).removeprefix('+')}"
-        return Cell(cell.text, (told,), cell.best)
+        plus_minus = f"± {text.difference(score.metric, deviation).removeprefix('+')}"
+        return Cell(cell.text, (plus_minus,), cell.best)
 
     def _difference_cell(self, arm: str, score: Score) -> Cell:
         """Write the difference to the base."""

@@ -1,6 +1,6 @@
 """Records as a person reads them in a terminal; nothing is computed here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,9 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deepen.common.progress import Progress as Report
-from deepen.methods.method import Method
 from deepen.records.evaluation import EvalRecord
-from deepen.records.growth import GrowRecord, PlanRecord, Step
+from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.records.training import TrainRecord
 from deepen.records.verification import InspectRecord, VerifyRecord
@@ -77,6 +76,14 @@ def facts(rows: list[tuple[str, str | Text]]) -> Table:
     return table
 
 
+def columns(*headings: str, texts: int = 1) -> Table:
+    """Make a table with that many columns of texts, and then columns of numbers."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < texts else "right")
+    return table
+
+
 def _made_from(step: Step) -> str:
     """Say between which of the base's blocks the new ones lie."""
     parents = [block for block in step.plan if isinstance(block, list)]
@@ -86,6 +93,20 @@ def _made_from(step: Step) -> str:
         f"{int(below)}|{int(above)}" + ("" if t == 0.5 else f" at t = {t:.3g}")
         for below, above, t in parents
     )
+
+
+def _proven(proofs: Sequence[AlignmentProof]) -> str:
+    """Say in how many gaps a block was aligned, and how far aligning changed what it computes."""
+    changes = [proof.relative_change for proof in proofs if proof.aligned]
+    parts = [f"{len(changes)} of {len(proofs)} gaps"]
+    if changes:
+        parts.append(f"what an aligned block computes changes by {max(changes):.0e} at most")
+    others = [
+        f"{proof.below}|{proof.above} (would change by {proof.relative_change:.0e})"
+        for proof in proofs
+        if not proof.aligned
+    ]
+    return "; ".join([*parts, *([f"not aligned: {', '.join(others)}"] if others else [])])
 
 
 def growth(record: GrowRecord) -> Group:
@@ -100,10 +121,8 @@ def growth(record: GrowRecord) -> Group:
         ("blocks", f"{record.base_depth} → {record.depth}"),
         ("stack", stack(record.depth, step.new_blocks)),
         ("made from", _made_from(step)),
-        (
-            "parameters",
-            f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})",
-        ),
+        *([("aligned", _proven(record.proofs))] if record.proofs else []),
+        ("parameters", f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})"),
         ("to train", f"{record.trainable_parameters:,} ({share:.1%})"),
         ("function", "that of the base" if step.preserves_function else "changes until trained"),
         ("weights", size(record.weight_bytes)),
@@ -118,9 +137,7 @@ def growth(record: GrowRecord) -> Group:
 def plan(record: PlanRecord) -> Group:
     """Show what would be done, and what training would cost."""
     cost = record.cost
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for column in ("training", "GFLOP per token", "step time", "memory", "of that activations"):
-        table.add_column(column, justify="left" if column == "training" else "right")
+    table = columns("training", "GFLOP per token", "step time", "memory", "of that activations")
     for estimate in (cost, *record.alternatives):
         table.add_row(
             estimate.label,
@@ -165,9 +182,7 @@ def evaluation(record: EvalRecord) -> Group:
     """Show losses on texts and scores in tasks."""
     parts: list[Table] = []
     if record.texts:
-        texts = Table(box=None, padding=(0, 2), header_style="bold")
-        for column in ("text", "tokens", "loss (nats)", "perplexity", "bits per byte"):
-            texts.add_column(column, justify="left" if column == "text" else "right")
+        texts = columns("text", "tokens", "loss (nats)", "perplexity", "bits per byte")
         for text in record.texts:
             texts.add_row(
                 text.file,
@@ -178,9 +193,8 @@ def evaluation(record: EvalRecord) -> Group:
             )
         parts.append(texts)
     if record.tasks:
-        tasks = Table(box=None, padding=(0, 2), header_style="bold")
-        for column in ("task", "metric", "value", "standard error", "examples", "shots"):
-            tasks.add_column(column, justify="left" if column in ("task", "metric") else "right")
+        headings = ("task", "metric", "value", "standard error", "examples", "shots")
+        tasks = columns(*headings, texts=2)
         for task in record.tasks:
             error = "" if task.stderr is None else f"{task.stderr:.4f}"
             value = f"{task.value:.4f}"
@@ -193,9 +207,7 @@ def evaluation(record: EvalRecord) -> Group:
 
 def study(summary: StudySummary) -> Table:
     """Show every arm's difference to the un-grown base."""
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for column in ("arm", "score", "arm - base", "95 % interval", "seeds"):
-        table.add_column(column, justify="left" if column in ("arm", "score") else "right")
+    table = columns("arm", "score", "arm - base", "95 % interval", "seeds", texts=2)
     for difference in summary.differences:
         if difference.other != "base":
             continue
@@ -211,19 +223,20 @@ def study(summary: StudySummary) -> Table:
 
 def _start(record: ArmRecord) -> str:
     """Say what verification found of a grown model's function."""
-    found = record.verification
-    if found is None or found.kl_nats_per_token is None:
+    proof = record.verification
+    if proof is None or proof.kl_nats_per_token is None:
         return "–"
-    same = found.max_abs_logit_difference == 0
-    return "= base" if same else f"KL {found.kl_nats_per_token:.3f}"
+    same = proof.max_abs_logit_difference == 0
+    return "= base" if same else f"KL {proof.kl_nats_per_token:.3f}"
 
 
 def arms(records: list[ArmRecord]) -> Table:
     """Show every arm of a study, one line for each seed; narrow enough for 80 columns."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("arm")
-    for column in ("params", "trained", "start", "before", "after", "tuned", "correct", "s"):
-        table.add_column(column, justify="right", no_wrap=True)
+    headings = ("params", "trained", "start", "before", "after", "tuned", "correct", "s")
+    table = columns("arm", *headings)
+    table.padding = (0, 1, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for record in records:
         stages = (record.before, record.after, record.after_fine_tuning)
         perplexities = [
@@ -287,9 +300,10 @@ def inspection(record: InspectRecord) -> Group:
     share = record.new_parameters / record.parameters
     rows.append(("new", f"{record.new_parameters:,} parameters ({share:.1%})"))
     for number, step in enumerate(record.steps, start=1):
-        told = f"{step.method}: {step.base.name} ({step.base.fingerprint[:12]}), "
+        base = f"{step.base.name} ({step.base.fingerprint[:12]})"
         depth = sum(isinstance(block, int) for block in step.plan)
-        rows.append((f"step {number}", f"{told}{depth} → {len(step.plan)} blocks"))
+        blocks = f"{depth} → {len(step.plan)} blocks"
+        rows.append((f"step {number}", f"{step.method}: {base}, {blocks}"))
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("block", justify="right")
     table.add_column("from")
@@ -309,9 +323,9 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
     """Show how well neighbouring blocks align, if that was measured."""
     if record.alignment is None:
         return []
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    headings = ("blocks", "new", "part", "same", "match", "chance", "stay", "spread", "CKA", "norm")
-    for heading in headings:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    headings = ("blocks", "new", "part", "same", "match", "chance", "stay", "moved", "spread")
+    for heading in (*headings, "CKA", "norm"):
         justify: Literal["left", "right"] = "left" if heading == "part" else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
     for block in record.alignment.blocks:
@@ -326,7 +340,10 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
                 f"{part.similarity_before:.3f}",
                 f"{part.similarity_after:.3f}",
                 Text(f"{part.similarity_by_chance:.3f}", "dim"),
-                f"{part.in_place:.1%}",
+                f"{part.in_place:.0%}",
+                f"{block.function_change:.0e}"
+                if first and block.function_change is not None
+                else "",
                 f"{block.effective_matches:.1f}"
                 if part is spread and block.effective_matches
                 else "",
@@ -335,26 +352,10 @@ def _aligned(record: InspectRecord) -> list[Table | Text]:
             )
     legend = (
         "same: mean cosine of parts of the same index; match: of the best one-to-one match, at a "
-        "transport cost of 1 - match; "
-        "chance: the same for unrelated blocks; stay: share matched to its own index; spread: "
-        "neurons that the entropic plan spreads one over; CKA: of what the blocks add; norm: row "
-        "norms of the new block as a share of the upper block's."
+        "transport cost of 1 - match; chance: the same for unrelated blocks; stay: share matched "
+        "to its own index; moved: relative change of what the lower block computes once it is "
+        "aligned (rounding stays far below 1e-3); spread: neurons that the entropic plan spreads "
+        "one over; CKA: of what the blocks add; norm: row norms of the new block as a share of the "
+        "upper block's."
     )
     return [table, Text(legend, "dim")]
-
-
-def method_table(known: list[Method]) -> Table:
-    """Show every method and its options."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for method in known:
-        function = "keeps" if method.preserves_function else "changes"
-        trains = method.trains.replace("_", " ")
-        table.add_row(method.name, f"{method.summary} ({method.reference})")
-        table.add_row("", f"{function} the base's function; trains {trains}")
-        for name, field in method.options.model_fields.items():
-            meaning = Text(" " + (field.description or "").replace("`", ""), "dim")
-            table.add_row("", Text(f"--set {name}={field.default}").append_text(meaning))
-        table.add_row()
-    return table

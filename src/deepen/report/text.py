@@ -53,6 +53,11 @@ def fixed(value: float, decimals: int) -> str:
     return text.replace("-", _MINUS)
 
 
+def scientific(value: float) -> str:
+    """Write a number with one digit and its power of ten: 4e−07."""
+    return f"{value:.0e}".replace("-", _MINUS)
+
+
 def significant(value: float, digits: int) -> str:
     """Write a number with about that many significant digits and at least one decimal."""
     whole = len(str(abs(int(value))))

@@ -120,7 +120,7 @@ def _receive(
 ) -> str | None:
     """Take one message; return the result if it is that."""
     try:
-        kind, *told = pipe.recv()
+        kind, *content = pipe.recv()
     except (EOFError, OSError):  # OSError in the middle of a message
         process.join()
         reason = f"its process ended with exit code {process.exitcode}"
@@ -129,13 +129,13 @@ def _receive(
             reason = f"its process was ended by {name}, perhaps for want of memory"
         raise CallError(call, reason) from None
     if kind == "progress":
-        progress(f"{call.name}: {told[0]}", told[1])
+        progress(f"{call.name}: {content[0]}", content[1])
         return None
     if kind == "refused":
-        raise DeepenError(f"{call.name}: {told[0]}")
+        raise DeepenError(f"{call.name}: {content[0]}")
     if kind == "failed":
-        raise CallError(call, told[0], told[1])
-    return str(told[0])
+        raise CallError(call, content[0], content[1])
+    return str(content[0])
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
