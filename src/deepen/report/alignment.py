@@ -1,4 +1,4 @@
-"""How well the parents of new blocks align: plans as pictures, and tables."""
+"""How well the parents of new blocks align: transport plans as pictures, and tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _HEADER = [
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One plan, drawn as one path for each shade on a canvas of a unit a cell."""
+    """One transport plan, drawn as a path for each shade on a canvas of a unit a cell."""
 
     title: str
     """The two blocks."""
@@ -51,7 +51,7 @@ class Parents:
     arms: list[tuple[int, str]]
     """Index and label of those arms."""
     maps: list[HeatMap]
-    """One for each pair of parents that has a plan, as the first of the arms found it."""
+    """One for each pair of parents with an FFN, as the first of the arms found it."""
     table: Table
     """One row for each pair and part, as the first of the arms found it."""
 
@@ -67,7 +67,7 @@ class Alignment:
     arms: list[int]
     """Index of the arm of each row."""
     regularisation: str
-    """Of the plans that are drawn."""
+    """Of the transport plans."""
     calibration: str | None
     """The text of CKA."""
     levels: list[str]
@@ -132,7 +132,7 @@ def _parents(record: ArmRecord, same: Sequence[str], arms: Sequence[str]) -> Par
 
 
 def _heat_map(cells: Sequence[Sequence[float]], title: str, new: list[int]) -> HeatMap:
-    """Draw a plan, runs of cells of one shade as one rectangle."""
+    """Draw a transport plan, runs of cells of one shade as one rectangle."""
     paths: dict[int, list[str]] = {}
     for y, row in enumerate(cells):
         x = 0
@@ -155,7 +155,7 @@ def _shade(mass: float) -> int:
 
 
 def _rows(block: BlockAlignment, title: str, new: list[int]) -> list[tuple[str, list[Cell]]]:
-    """Write one pair: what belongs to the pair in its first row, the plan's with its neurons."""
+    """Write one pair: what belongs to the pair in its first row, the transport plan's with its neurons."""
     neurons = next((p for p in block.parts if p.part.startswith("neurons")), None)
     rows, moved = [], block.function_change
     for part in block.parts:
