@@ -155,7 +155,7 @@ def _shade(mass: float) -> int:
 
 
 def _rows(block: BlockAlignment, title: str, new: list[int]) -> list[tuple[str, list[Cell]]]:
-    """Write one pair: what belongs to the pair in its first row, the transport plan's with its neurons."""
+    """Write one pair: its own numbers in the first row, the transport plan's with its neurons."""
     neurons = next((p for p in block.parts if p.part.startswith("neurons")), None)
     rows, moved = [], block.function_change
     for part in block.parts:
