@@ -6,7 +6,14 @@ from typing import Any, Literal
 import pytest
 
 from deepen.common.errors import DeepenError
-from deepen.common.settings import Settings, apply_overrides, read_yaml, validate, write_yaml
+from deepen.common.settings import (
+    Settings,
+    apply_overrides,
+    differences,
+    read_yaml,
+    validate,
+    write_yaml,
+)
 
 
 class Inner(Settings):
@@ -77,6 +84,19 @@ def test_overrides_win_and_leave_the_tree_alone() -> None:
         "none": None,
     }
     assert tree == {"a": {"b": 1, "c": [1, {"d": 2}]}}
+
+
+def test_every_difference_is_named_with_both_values() -> None:
+    old = {"output": "a", "data": {"path": "x", "cache": "c", "columns": [1]}, "seed": 0}
+    new = {"output": "b", "data": {"path": "y", "cache": "d", "columns": [2]}, "cache": {"k": 1}}
+    assert list(differences(old, new, {"output", "data.cache"})) == [
+        ("cache", None, {"k": 1}),
+        ("data.columns", [1], [2]),
+        ("data.path", "x", "y"),
+        ("seed", 0, None),
+    ]
+    assert [key for key, _, _ in differences(old, new)][2:4] == ["data.columns", "data.path"]
+    assert not list(differences(old, old))
 
 
 @pytest.mark.parametrize("override", ["a", "=1", "a..b=1", "a.b.c=1", "a.c.7=1", "a=[1"])

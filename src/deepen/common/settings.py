@@ -4,7 +4,7 @@ import copy
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,6 +126,27 @@ def _assign(tree: Tree, keys: Sequence[str], value: object, override: str) -> No
             place[step] = value
         else:
             place = place[step]
+
+
+def differences(
+    old: Tree, new: Tree, without: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield every dotted key in which two trees differ, sorted, with both of its values.
+
+    Args:
+        old: Keys and values.
+        new: Keys and values; a key that one of the two lacks is ``None`` there.
+        without: Dotted keys that do not matter.
+        prefix: What stands before these trees' own keys.
+    """
+    for key in sorted(old.keys() | new.keys()):
+        before, after, dotted = old.get(key), new.get(key), prefix + key
+        if dotted in without:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, without, f"{dotted}.")
+        elif before != after:
+            yield dotted, before, after
 
 
 def _parse(text: str, name: str) -> Any:  # noqa: ANN401 (whatever the YAML holds)

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from deepen.common.errors import DeepenError
-from deepen.common.settings import Tree, read_yaml, write_yaml
+from deepen.common.settings import Tree, differences, read_yaml, write_yaml
 from deepen.records.training import TrainRecord
 from deepen.training.recipe import Recipe
 
@@ -20,6 +20,8 @@ _BYTES_PER_PARAMETER = 12
 _CHECKPOINTS = 3
 """On the disk at once: two whole ones and the next."""
 _SLACK_BYTES = 2**25
+_ELSEWHERE = ("output", "data.cache")
+"""Keys of a recipe that say where things lie: a run may be moved."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class RunFolder:
                     f"{str(self.path)!r} (output) exists and is no run's folder; choose another."
                 )
             return None
-        different = _differences(read_yaml(self.recipe), _portable(recipe))
-        if different:
+        changes = differences(read_yaml(self.recipe), _portable(recipe), _ELSEWHERE)
+        if different := [f"{key} was {old!r}, is {new!r}" for key, old, new in changes]:
             raise DeepenError(
                 f"{str(self.path)!r} (output) holds a run of another recipe "
                 f"({', '.join(different)}); choose another output, or start it again without "
@@ -157,15 +159,3 @@ def _free(path: Path) -> int:
 def _portable(recipe: Recipe) -> Tree:
     """Write a recipe as YAML has it."""
     return recipe.model_dump(mode="json")
-
-
-def _differences(before: Tree, now: Tree, prefix: str = "") -> list[str]:
-    """List the dotted keys in which two recipes differ; where the folder lies does not matter."""
-    different = []
-    for key in sorted({*before, *now} - ({"output"} if not prefix else {"cache"})):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            different += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            different.append(f"{prefix}{key} was {old!r}, is {new!r}")
-    return different
