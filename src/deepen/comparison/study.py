@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from deepen import methods
 from deepen.common.errors import DeepenError
-from deepen.common.settings import Settings, Tree, apply_overrides, read_yaml, validate
+from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
 from deepen.comparison.statistics import BASE
 from deepen.methods.options import parse_options
 from deepen.records.growth import GrowChoice, GrowRequest
@@ -195,26 +195,16 @@ def checked(study: Study) -> Study:
     return study
 
 
-def difference(old: Tree, new: Tree, prefix: str = "") -> str | None:
+def difference(old: Tree, new: Tree) -> str | None:
     """Return the dotted key of the first setting that two studies do not share.
 
     More seeds and more arms are no difference: their records are added to those that are there.
     The title is none either, nor is whether alignment is measured: it changes no other number.
     """
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if not prefix and key in ("seeds", "title", "alignment"):
-            continue
-        if not prefix and key == "arms":
-            known = {Arm.model_validate(arm).name: arm for arm in before or []}
-            for arm in after or []:
-                name = Arm.model_validate(arm).name
-                if known.get(name, arm) != arm:
-                    return f"arms ({name})"
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            if (found := difference(before, after, f"{prefix}{key}.")) is not None:
-                return found
-        elif before != after:
-            return f"{prefix}{key}"
-    return None
+    arms = {Arm.model_validate(arm).name: arm for arm in old.get("arms") or []}
+    for arm in new.get("arms") or []:
+        name = Arm.model_validate(arm).name
+        if arms.get(name, arm) != arm:
+            return f"arms ({name})"
+    others = differences(old, new, without=("arms", "seeds", "title", "alignment"))
+    return next((key for key, _, _ in others), None)
