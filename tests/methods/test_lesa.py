@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from deepen.base.anatomy import FAMILIES, dissect
 from deepen.methods import lesa
+from deepen.methods.method import Gap
 from deepen.planning.plan import Insert
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -80,12 +81,18 @@ def blocks(depth=5):
     return made, dissect(FAMILIES["llama"], {"num_hidden_layers": depth}, shapes).blocks[0]
 
 
+def fused(options, stack, anatomy, state):
+    """Make the block between the stack's blocks 2 and 3."""
+    gap = Gap(stack[2], stack[3], anatomy, Insert(2, 3, 0.5), anatomy.block, state)
+    return dict(lesa.fuse(options, gap))
+
+
 @pytest.mark.parametrize("norms", ["first", "mean"])
 def test_norms_and_biases(norms):
     stack, anatomy = blocks()
     options = lesa.Options(epochs=1, norms=norms)
     state = lesa.learn(options, stack, anatomy, 0, lambda *_: None)
-    new = dict(lesa.fuse(options, stack[2], stack[3], anatomy, Insert(2, 3, 0.5), state))
+    new = fused(options, stack, anatomy, state)
     gain, bias = "input_layernorm.weight", "self_attn.q_proj.bias"
     mean = (stack[2][gain] + stack[3][gain]) / 2
     assert torch.equal(new[gain], stack[0][gain] if norms == "first" else mean)
@@ -95,19 +102,8 @@ def test_norms_and_biases(norms):
 def test_the_seed_decides_and_nothing_else():
     stack, anatomy = blocks()
     options = lesa.Options(epochs=1)
-    made = [
-        dict(
-            lesa.fuse(
-                options,
-                stack[2],
-                stack[3],
-                anatomy,
-                Insert(2, 3, 0.5),
-                lesa.learn(options, stack, anatomy, seed, lambda *_: None),
-            )
-        )
-        for seed in (0, 0, 1)
-    ]
+    states = [lesa.learn(options, stack, anatomy, seed, lambda *_: None) for seed in (0, 0, 1)]
+    made = [fused(options, stack, anatomy, state) for state in states]
     weight = "mlp.up_proj.weight"
     assert torch.equal(made[0][weight], made[1][weight])
     assert not torch.equal(made[0][weight], made[2][weight])

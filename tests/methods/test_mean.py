@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from deepen import methods
+import gaps
 from deepen.base.model import open_model
 from deepen.methods.options import BlendedOptions
-from deepen.planning.placement import PlacementRequest
 
-CPU = torch.device("cpu")
 ARMS = {
     "avg-deus": {},
     "structured": {"fidelity": "structured"},
@@ -20,13 +18,12 @@ arms = pytest.mark.parametrize("arm", ARMS)
 
 def fused(arm, base, **options):
     """Make the first new block in float32; return it with its specs and its upper parent."""
-    method = methods.get(arm if arm == "avg-deus" else "opt-deus")
-    insert = method.place(PlacementRequest(base.depth)).inserts[0]
-    below, above = (base.block(index, CPU) for index in (insert.below, insert.above))
-    anatomy = base.anatomy.blocks[insert.nearest]
-    given = method.options(**{"output_scale": 1, "restore_norms": False} | ARMS[arm] | options)
-    made = dict(method.fuse(given, below, above, anatomy, insert, {}))
-    return {k: v.float() for k, v in made.items()}, anatomy.block, above
+    method = arm if arm == "avg-deus" else "opt-deus"
+    given = {"output_scale": 1, "restore_norms": False} | ARMS[arm] | options
+    growth = gaps.growth_of(base, method, **given)
+    insert = growth.plan.inserts[0]
+    made = {name: tensor.float() for name, tensor in gaps.first_block(growth).items()}
+    return made, base.anatomy.blocks[insert.nearest].block, base.block(insert.above, gaps.CPU)
 
 
 @arms

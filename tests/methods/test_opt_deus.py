@@ -1,15 +1,18 @@
 """OpT-DeUS: the published numbers against the oracle, and the properties of the algorithm."""
 
+import json
 import warnings
 
 import pytest
 import torch
 
+import deepen
+import gaps
 import oracles
 from deepen.alignment.match import Matcher
-from deepen.base.anatomy import FAMILIES, BlockAnatomy, dissect
+from deepen.common.errors import DeepenError
 from deepen.methods.opt_deus import METHOD, Options
-from deepen.planning.plan import Insert
+from deepen.methods.options import parse_options
 from deepen.transport import sinkhorn
 
 HIDDEN_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -17,17 +20,8 @@ OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
 NORMALISED, PUBLISHED = Options(fidelity="normalised"), Options(fidelity="published")
 
 
-def _anatomy(block: dict[str, torch.Tensor]) -> BlockAnatomy:
-    family = FAMILIES["llama"]
-    shapes = {family.name(0, suffix): tuple(tensor.shape) for suffix, tensor in block.items()}
-    hidden = len(block["input_layernorm.weight"])
-    shapes |= {"model.embed_tokens.weight": (11, hidden), "model.norm.weight": (hidden,)}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6}
-    return dissect(family, {"num_hidden_layers": 1, **heads}, shapes).blocks[0]
-
-
 def _fuse(below, above, options=NORMALISED, t=0.5):
-    return dict(METHOD.fuse(options, below, above, _anatomy(above), Insert(0, 1, t), {}))
+    return gaps.between(METHOD, options, below, above, t)
 
 
 def _published(below, above):
@@ -214,8 +208,13 @@ def test_bfloat16_parents_are_computed_in_float32():
         assert torch.equal(tensor.float(), exact[name]), name
 
 
+def _provable():
+    """Return two blocks that transformers' own Llama can run: as wide as its heads divide."""
+    return tuple(oracles.random_block(seed, hidden=42, biases=True) for seed in (1, 2))
+
+
 def test_the_best_matched_neurons_are_averaged_and_the_others_the_upper_block_s():
-    below, above = (oracles.random_block(seed, biases=True) for seed in (1, 2))
+    below, above = _provable()
     plain = {"restore_norms": False, "output_scale": 1}
     whole, none, half = (
         _fuse(below, above, Options(matched_share=share, **plain)) for share in (1, 0, 0.5)
@@ -225,7 +224,7 @@ def test_the_best_matched_neurons_are_averaged_and_the_others_the_upper_block_s(
         if name not in shared:
             assert torch.equal(tensor, above[name]), name
     up, gate, down = (f"mlp.{kind}_proj" for kind in ("up", "gate", "down"))
-    anatomy = _anatomy(above)
+    anatomy = gaps.llama_of(below, above).anatomy.blocks[0]
     similarity = Matcher(below, above, anatomy).neurons("").similarity_after
     kept = torch.zeros(57, dtype=torch.bool)
     kept[similarity.topk(round(57 / 2)).indices] = True
@@ -239,7 +238,7 @@ def test_the_best_matched_neurons_are_averaged_and_the_others_the_upper_block_s(
 
 
 def test_of_two_kv_groups_the_better_matched_one_is_averaged():
-    below, above = (oracles.random_block(seed, biases=True) for seed in (1, 2))
+    below, above = _provable()
     key = f"{HIDDEN_ROWS[1]}.weight"
     half = _fuse(below, above, Options(matched_share=0.5, restore_norms=False))
     whole = _fuse(below, above, Options(restore_norms=False))
@@ -251,3 +250,41 @@ def test_of_two_kv_groups_the_better_matched_one_is_averaged():
             full = f"{name}.{kind}"
             assert torch.equal(half[full].chunk(2)[left], above[full].chunk(2)[left]), full
             assert torch.equal(half[full].chunk(2)[1 - left], whole[full].chunk(2)[1 - left]), full
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "option"),
+    [
+        ("published", "regularisation"),
+        ("normalised", "distance_regularisation"),
+        ("structured", "distance_regularisation"),
+    ],
+)
+@pytest.mark.parametrize("value", ["0.06", "0.5"])
+def test_a_regularisation_in_the_wrong_unit_is_refused(fidelity, option, value):
+    with pytest.raises(DeepenError) as refused:
+        parse_options(METHOD, {"fidelity": fidelity, option: value})
+    assert str(refused.value) == (
+        f"Options of 'opt-deus' contradict each other: "
+        f"{option} has no meaning with fidelity={fidelity}."
+    )
+
+
+@pytest.mark.parametrize("fidelity", ["published", "normalised", "structured"])
+def test_the_regularisation_is_recorded_in_its_unit(fidelity, llama, tmp_path):
+    unit = "distance_regularisation" if fidelity == "published" else "regularisation"
+    options = {"fidelity": fidelity, unit: 0.5}
+    deepen.grow(llama, tmp_path / "grown", options=options, new_layers=1)
+    config = json.loads((tmp_path / "grown/config.json").read_text(encoding="utf-8"))
+    recorded = config["deepen"]["steps"][-1]["options"]
+    assert options.items() <= recorded.items()
+    assert [name for name in recorded if "regularisation" in name] == [unit]
+    assert recorded["restore_norms"] == (fidelity == "structured")
+
+
+def test_the_strength_of_the_published_plan_is_the_distance_regularisation():
+    below, above = (oracles.random_block(seed, std=0.1) for seed in (1, 2))
+    weak = _fuse(below, above, Options(fidelity="published", distance_regularisation=50.0))
+    uniform = below["self_attn.q_proj.weight"].mean(0) / 36  # rows of a plan sum to 1/n
+    expected = (uniform + above["self_attn.q_proj.weight"]) / 2
+    assert oracles.relative_error(weak["self_attn.q_proj.weight"], expected) < 1e-4

@@ -55,5 +55,5 @@ def restores(options: FusedOptions, spec: TensorSpec) -> bool:
 
 def with_row_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """Return a weight ``[out, in]`` with the row norms ``[out]``; rows of zeros stay zero."""
-    found = weight.norm(dim=1)
-    return weight * torch.where(found > 0, norms / found, 1.0)[:, None]
+    own = weight.norm(dim=1)
+    return weight * torch.where(own > 0, norms / own, 1.0)[:, None]

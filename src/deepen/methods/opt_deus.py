@@ -13,15 +13,9 @@ does compute what it did is proven on the base at hand; where it does not, nothi
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_serializer,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_serializer, model_validator
 from torch import Tensor
 
 from deepen.alignment.activations import similarities
@@ -29,26 +23,12 @@ from deepen.alignment.match import match_pairs
 from deepen.alignment.proof import proven
 from deepen.methods.mean import blended
 from deepen.methods.method import Gap, Method, Prepared, Stack, between
-from deepen.methods.options import BlendedOptions
-from deepen.methods.row_by_row import normalised, published, row_by_row
+from deepen.methods.row_by_row import FidelityOptions, row_by_row
 
 
-class Options(BlendedOptions):
+class Options(FidelityOptions):
     """Options of OpT-DeUS."""
 
-    fidelity: Literal["published", "normalised", "structured"] = "structured"
-    """`structured`: whole neurons and heads, so that the aligned block computes what it did;
-    `normalised`: row by row, rescaled plan, scale-free cost; `published`: the released code's."""
-    restore_norms: bool = True
-    """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks; by
-    default only in `structured`."""
-    regularisation: float = Field(default=0.06, gt=0)
-    """Entropic regularisation of `normalised` and of `solver=entropic`, in units of the cost's
-    spread."""
-    distance_regularisation: float = Field(default=0.06, gt=0)
-    """Entropic regularisation of `published`, in units of the distance between rows of weights."""
-    max_iterations: int = Field(default=10_000, ge=1)
-    """Upper limit of Sinkhorn iterations for one plan."""
     solver: Literal["exact", "entropic"] = "exact"
     """How `structured` matches neurons: one to one, or spread by the regularisation."""
     matched_share: float = Field(default=1.0, ge=0, le=1)
@@ -59,14 +39,6 @@ class Options(BlendedOptions):
     calibration: Path | None = None
     """Text that `cost=activations` runs through the base once."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_paper(cls, values: Any) -> Any:  # noqa: ANN401 (whatever is validated)
-        """Leave norms as they come out where the paper's arithmetic is asked for."""
-        if isinstance(values, dict) and values.get("fidelity", "structured") != "structured":
-            return {"restore_norms": False, **values}
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         """Refuse options that would be ignored."""
@@ -75,16 +47,7 @@ class Options(BlendedOptions):
             raise ValueError("solver, cost and matched_share belong to fidelity=structured")
         if (self.cost == "activations") != (self.calibration is not None):
             raise ValueError("cost=activations and calibration=TEXT belong together")
-        other = "regularisation" if self.fidelity == "published" else "distance_regularisation"
-        if getattr(self, other) != type(self).model_fields[other].default:
-            raise ValueError(f"{other} has no meaning with fidelity={self.fidelity}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _meant(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Record the distance's regularisation only where a distance is regularised."""
-        left_out = set() if self.fidelity == "published" else {"distance_regularisation"}
-        return {name: value for name, value in dump(self).items() if name not in left_out}
 
     @field_serializer("calibration")
     def _name(self, calibration: Path | None) -> str | None:
@@ -111,16 +74,9 @@ def prepare(options: Options, stack: Stack) -> Prepared:
 
 def fuse(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Align, then average; every tensor keeps its shape."""
-    if options.fidelity == "published":
-        solve = published(options.distance_regularisation, options.max_iterations)
-        return row_by_row(options, gap, solve)
-    if options.fidelity == "normalised":
-        return row_by_row(options, gap, normalised(options.regularisation, options.max_iterations))
-    return _structured(options, gap)
-
-
-def _structured(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
-    """Align along what a block is indifferent to."""
+    if options.fidelity != "structured":
+        yield from row_by_row(options, gap)
+        return
     matcher = gap.state.get((gap.insert.below, gap.insert.above))
     aligned = matcher.aligned(options.matched_share) if matcher else gap.below.items()
     for name, tensor in aligned:

@@ -14,8 +14,10 @@ weight. The two readings differ in T alone (``Solve``).
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from deepen.alignment.experts import matched_experts
@@ -31,6 +33,49 @@ _ALIGNED = ("query", "key", "value", "gate", "up")
 
 Solve = Callable[[Tensor, Tensor], Tensor]
 """A's rows and B's, ``[n, d]`` → the matrix M ``[n, n]`` that aligns the one to the other, MᵀA."""
+
+
+class FidelityOptions(BlendedOptions):
+    """How literally OpT-DeUS is taken, and the units that each reading regularises in."""
+
+    fidelity: Literal["published", "normalised", "structured"] = "structured"
+    """`structured`: whole neurons and heads, so that the aligned block computes what it did;
+    `normalised`: row by row, rescaled plan, scale-free cost; `published`: the released code's."""
+    restore_norms: bool = True
+    """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks; by
+    default only in `structured`."""
+    regularisation: float = Field(default=0.06, gt=0)
+    """Entropic regularisation of `normalised` and of `solver=entropic`, in units of the cost's
+    spread."""
+    distance_regularisation: float = Field(default=0.06, gt=0)
+    """Entropic regularisation of `published`, in units of the distance between rows of weights."""
+    max_iterations: int = Field(default=10_000, ge=1)
+    """Upper limit of Sinkhorn iterations for one plan."""
+
+    @property
+    def _idle(self) -> str:
+        """The regularisation that has no meaning here."""
+        return "regularisation" if self.fidelity == "published" else "distance_regularisation"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_paper(cls, values: Any) -> Any:  # noqa: ANN401 (whatever is validated)
+        """Leave norms as they come out where the paper's arithmetic is asked for."""
+        if isinstance(values, dict) and values.get("fidelity", "structured") != "structured":
+            return {"restore_norms": False, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_regularisation(self) -> Self:
+        """Refuse the regularisation that would be ignored."""
+        if self._idle in self.model_fields_set:
+            raise ValueError(f"{self._idle} has no meaning with fidelity={self.fidelity}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _meant(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Record only the regularisation that has a meaning."""
+        return {name: value for name, value in dump(self).items() if name != self._idle}
 
 
 def published(regularisation: float, max_iterations: int) -> Solve:
@@ -84,8 +129,13 @@ def _checked(solved: Transport, fidelity: str) -> Transport:
     return solved
 
 
-def row_by_row(options: BlendedOptions, gap: Gap, solve: Solve) -> Iterator[tuple[str, Tensor]]:
+def row_by_row(options: FidelityOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Yield what is to be made of a new block, every weight aligned by a plan of its own."""
+    solve = (
+        published(options.distance_regularisation, options.max_iterations)
+        if options.fidelity == "published"
+        else normalised(options.regularisation, options.max_iterations)
+    )
     below, above, t = matched_experts(gap.below, gap.above, gap.anatomy), gap.above, gap.t
     t = options.weight(t)
     stream: Tensor | None = None  # T_o
