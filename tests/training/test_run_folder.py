@@ -12,7 +12,7 @@ from deepen.training.run_folder import RunFolder
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     told = pytest.raises(DeepenError, match="is full; the last whole checkpoint")
-    with told, folder.full_disk_told():
+    with told, folder.full_disk_explained():
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -22,7 +22,7 @@ def test_torch_s_word_for_a_full_disk_is_understood(
     folder = RunFolder(tmp_path / "not" / "yet" / "there")
 
     def fail() -> None:
-        with folder.full_disk_told():
+        with folder.full_disk_explained():
             raise RuntimeError("PytorchStreamWriter failed writing file data/0")
 
     with pytest.raises(RuntimeError, match="Pytorch"):

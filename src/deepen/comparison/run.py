@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
+from deepen.common.files import write_whole
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import read_yaml, write_yaml
 from deepen.common.system import versions
@@ -100,7 +101,7 @@ def _in_order(study: Study, records: Sequence[ArmRecord]) -> list[ArmRecord]:
 
 def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySummary:
     """Write all records, and what those of the study's own arms and seeds say together."""
-    _write(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in records))
+    write_whole(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in records))
     names = [arm.name for arm in study.all_arms]
     own = [r for r in records if r.arm in names and r.seed in study.seeds]
     summary = StudySummary(
@@ -111,15 +112,8 @@ def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySumm
         fine_tuned_differences=paired_differences(fine_tuned(own), names),
         versions=versions(),
     )
-    _write(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+    write_whole(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")
     return summary
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
 
 
 def _sentence(record: ArmRecord) -> str:

@@ -1,8 +1,8 @@
 """Turn a study's records into a page and into Markdown; nothing else is read, nothing computed."""
 
-import os
 from pathlib import Path
 
+from deepen.common.files import write_whole
 from deepen.comparison.results import read_study
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -43,15 +43,5 @@ def report(folder: str | Path) -> Path:
     shown = context(records, summary)
     for name in (PAGE, MARKDOWN):
         text = environment.get_template(f"{name.replace('report', 'template')}.jinja").render(shown)
-        replace(folder / name, text)
+        write_whole(folder / name, text)
     return folder / PAGE
-
-
-def replace(file: Path, text: str) -> None:
-    """Write a file so that it is always whole: beside it first, then one rename."""
-    beside = file.with_name(f".{file.name}.unfinished")
-    with beside.open("w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.replace(file)

@@ -75,7 +75,7 @@ def train(
         folder.clear()
     if rank() != 0:
         progress, tell = silent, unheard
-    with _random_state_kept(), quiet_transformers(), folder.full_disk_told():
+    with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
         return _run(_prepare(recipe, stage, progress), progress, tell)
 
 

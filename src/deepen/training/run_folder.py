@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from deepen.common.errors import DeepenError
+from deepen.common.files import write_whole
 from deepen.common.settings import Tree, differences, read_yaml, write_yaml
 from deepen.records.training import TrainRecord
 from deepen.training.recipe import Recipe
@@ -106,9 +107,7 @@ class RunFolder:
 
     def end(self, record: TrainRecord, *, keep_checkpoints: bool) -> None:
         """Write the record; from now on the run is finished, and what it resumed from can go."""
-        unfinished = self.record.with_suffix(".part")
-        unfinished.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(self.record)
+        write_whole(self.record, record.model_dump_json(indent=2) + "\n")
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.data, ignore_errors=True)
@@ -130,7 +129,7 @@ class RunFolder:
             )
 
     @contextmanager
-    def full_disk_told(self) -> Iterator[None]:
+    def full_disk_explained(self) -> Iterator[None]:
         """Turn the errors of a full disk into a sentence.
 
         Raises:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.common.files import whole, write_whole
 from deepen.training.data.rows import local_files
 from deepen.training.processes import local_rank
 from deepen.training.recipe import DataConfig
@@ -36,15 +36,11 @@ def cached(
     file, notes = folder / f"{key}{suffix}", folder / f"{key}.meta.json"
     if local_rank() == 0 and not notes.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        # Machines that share the folder may write at once: each renames a file of its own.
-        unfinished = folder / f".{key}.{os.uname().nodename}.{os.getpid()}"
         try:
-            known = write(unfinished)
-            unfinished.rename(file)
-            unfinished.write_text(json.dumps(dict(known)), encoding="utf-8")
-            unfinished.rename(notes)
+            with whole(file) as unfinished:
+                facts = write(unfinished)
+            write_whole(notes, json.dumps(dict(facts)))
         except BaseException:
-            unfinished.unlink(missing_ok=True)
             with suppress(OSError):  # they hold something else
                 folder.rmdir()
                 folder.parent.rmdir()
