@@ -52,13 +52,13 @@ def test_an_arm_s_record_holds_the_alignment_of_parents_that_were_fused(folder, 
     if blocks is None:
         assert record.alignment is None
         return
-    found = record.alignment
-    assert (found.method, found.calibration) == (method, "held_out.txt")
-    assert [(block.block, block.below, block.above) for block in found.blocks] == blocks
-    assert all(0 <= block.cka <= 1 and block.heat_map for block in found.blocks)
+    alignment = record.alignment
+    assert (alignment.method, alignment.calibration) == (method, "held_out.txt")
+    assert [(block.block, block.below, block.above) for block in alignment.blocks] == blocks
+    assert all(0 <= block.cka <= 1 and block.heat_map for block in alignment.blocks)
     # Trained blocks would have other norms than the mean that they were grown as.
     again = align(study(folder, method, "again"))
-    assert again.blocks == found.blocks
+    assert again.blocks == alignment.blocks
 
 
 def test_copies_are_not_even_opened(folder):
@@ -74,10 +74,10 @@ def test_a_study_may_leave_alignment_out(folder):
 @pytest.mark.parametrize("text", ["documents.jsonl", "short.txt", None])
 def test_without_a_text_that_calibrates_only_weights_are_compared(folder, text):
     evaluation = {"perplexity": [str(folder / text), str(folder / "held_out.txt")]} if text else {}
-    found = align(study(folder, "avg-deus", f"text-{text}", evaluation=evaluation))
-    assert found.calibration is None
-    assert [block.cka for block in found.blocks] == [None, None]
-    assert all(block.heat_map for block in found.blocks)
+    alignment = align(study(folder, "avg-deus", f"text-{text}", evaluation=evaluation))
+    assert alignment.calibration is None
+    assert [block.cka for block in alignment.blocks] == [None, None]
+    assert all(block.heat_map for block in alignment.blocks)
 
 
 def test_what_was_measured_before_an_interruption_is_found_again(folder):

@@ -25,14 +25,14 @@ RUN = """
 import multiprocessing, os, signal, sys
 from deepen.comparison import compare, load_study
 
-told, jobs = [], int(sys.argv[2])
+sentences, jobs = [], int(sys.argv[2])
 
 def progress(stage, share):
-    if told and len(multiprocessing.active_children()) == jobs:
+    if sentences and len(multiprocessing.active_children()) == jobs:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    compare(load_study(sys.argv[1]), jobs=jobs, progress=progress, tell=told.append)
+    compare(load_study(sys.argv[1]), jobs=jobs, progress=progress, tell=sentences.append)
 """
 TIMES = {"wall_seconds", "tokens_per_second", "step_time", "peak_bytes", "output", "recipe"}
 TIMES |= {"matmul_flops_per_second", "utilisation", "resumed_from_step", "model", "out"}
@@ -102,10 +102,10 @@ def test_two_arms_at_once_are_killed_resumed_and_find_the_same(folder, one_by_on
     given = settings(folder, output=str(folder / "both"))
     before = interrupted(folder, given, 2).splitlines()
     assert len(before) in (1, 2), "both may have finished at the same time"
-    told = []
-    summary = compare(Study.model_validate(given), jobs=2, tell=told.append)
+    sentences = []
+    summary = compare(Study.model_validate(given), jobs=2, tell=sentences.append)
     wanted = [f"{number} of 4" for number in range(len(before) + 1, 5)]
-    assert [sentence.partition(":")[0] for sentence in told] == wanted
+    assert [sentence.partition(":")[0] for sentence in sentences] == wanted
     lines = (folder / "both" / RECORDS).read_text().splitlines()
     assert set(before) < set(lines), "an arm that was finished ran again"
     records = read_records(folder / "both")
@@ -157,9 +157,3 @@ def test_records_stand_in_the_order_of_the_study(folder):
         ordered = [(r.arm, r.seed) for r in _in_order(study, mixed)]
         assert ordered[:4] == [("base", 1), ("solar", 1), ("base", 0), ("solar", 0)]
         assert {arm for arm, _ in ordered[4:]} == {"lesa"}, "records of other arms are kept"
-
-
-def test_a_broken_line_is_named(tmp_path):
-    (tmp_path / RECORDS).write_text('{"arm": 1}\n')
-    with pytest.raises(DeepenError, match=r"records\.jsonl' is damaged or of another version"):
-        read_records(tmp_path)

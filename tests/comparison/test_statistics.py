@@ -32,7 +32,7 @@ def test_one_seed_has_no_interval():
 def test_only_seeds_that_both_arms_have_are_paired():
     records, _ = studies.study(seeds=(0, 1, 2))
     missing = [r for r in records if not (r.arm == "lesa" and r.seed == 1)]
-    found = aggregate.paired_differences(missing, studies.ARMS)
-    assert {d.seeds for d in found if "lesa" in (d.arm, d.other)} == {2}
-    assert {d.seeds for d in found if "lesa" not in (d.arm, d.other)} == {3}
-    assert len({(d.arm, d.other) for d in found}) == 6 + 15
+    differences = aggregate.paired_differences(missing, studies.ARMS)
+    assert {d.seeds for d in differences if "lesa" in (d.arm, d.other)} == {2}
+    assert {d.seeds for d in differences if "lesa" not in (d.arm, d.other)} == {3}
+    assert len({(d.arm, d.other) for d in differences}) == 6 + 15

@@ -8,6 +8,7 @@ import yaml
 from deepen import methods
 from deepen.common.errors import DeepenError
 from deepen.comparison.study import Study, checked, difference, load_study
+from deepen.records.growth import GrowRequest
 
 SMALLEST = """
 base: ./base
@@ -56,6 +57,21 @@ def test_an_arm_s_own_settings_win():
     assert made.all_arms[2].name == "opt-deus (learning_rate=0.0001)"
 
 
+def test_an_arm_is_grown_as_it_says_and_else_as_the_study_does():
+    own = {"method": "lesa", "placement": "bottom", "new_layers": 4, "per_gap": 2, "label": "x"}
+    made = study(arms=["solar", own | {"options": {"epochs": 3}, "training": {"max_steps": 1}}])
+    plain, full = (arm.request(made, 7) for arm in made.arms)
+    assert plain == GrowRequest(method="solar", new_layers=8, seed=7)
+    assert full == GrowRequest(
+        method="lesa",
+        placement="bottom",
+        new_layers=4,
+        per_gap=2,
+        options={"epochs": 3},
+        seed=7,
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -76,7 +92,7 @@ def test_mistakes_are_one_sentence(changes, sentence):
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "found"),
+    ("perplexity", "calibration"),
     [
         ([], None),
         ("a/held_out.txt", "a/held_out.txt"),
@@ -85,8 +101,8 @@ def test_mistakes_are_one_sentence(changes, sentence):
         (["a.jsonl", "b.txt"], None),
     ],
 )
-def test_blocks_are_compared_on_the_first_text_if_it_is_plain(perplexity, found):
-    wanted = None if found is None else Path(found)
+def test_blocks_are_compared_on_the_first_text_if_it_is_plain(perplexity, calibration):
+    wanted = None if calibration is None else Path(calibration)
     assert study(evaluation={"perplexity": perplexity}).evaluation.calibration == wanted
 
 

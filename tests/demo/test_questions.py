@@ -24,12 +24,12 @@ NAMES = ("mean", "median", "mode", "range", "variance", "sum", "product")
 
 
 def test_functions_with_a_short_first_line_are_found():
-    found = list(described([SOURCE.format(name="mean"), "def broken(:", "\0"]))
-    assert [d.summary for d in found] == [
+    functions = list(described([SOURCE.format(name="mean"), "def broken(:", "\0"]))
+    assert [d.summary for d in functions] == [
         "Return the mean of a list of numbers.",
         "Short but long enough.",
     ]
-    assert found[0].prompt == 'def mean(values, *, weights=None):\n    """'
+    assert functions[0].prompt == 'def mean(values, *, weights=None):\n    """'
 
 
 def test_rows_are_prompt_and_completion(tmp_path):

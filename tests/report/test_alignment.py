@@ -14,8 +14,8 @@ FUSING = ["opt-deus", "avg-deus", "lesa"]
 @pytest.fixture(scope="module")
 def records():
     """Two seeds of arms that fuse, of copies, and of the base; fused ones with alignments."""
-    found, _ = studies.study(arms=["base", "solar", *FUSING, "llama-pro"], seeds=(0, 1))
-    return [studies.aligned(record) if record.arm in FUSING else record for record in found]
+    plain, _ = studies.study(arms=["base", "solar", *FUSING, "llama-pro"], seeds=(0, 1))
+    return [studies.aligned(record) if record.arm in FUSING else record for record in plain]
 
 
 def arms_of(records):
@@ -42,8 +42,8 @@ def test_arms_with_the_same_parents_are_shown_together_as_the_first_seed_of_the_
         for part, row in zip(block.parts, cells, strict=True):
             assert row[1] == str(part.units)
             wanted = [part.similarity_before, part.similarity_after, part.similarity_by_chance]
-            found = [float(value.replace("−", "-")) for value in row[2:5]]
-            assert found == pytest.approx(wanted, abs=5e-4)
+            numbers = [float(value.replace("−", "-")) for value in row[2:5]]
+            assert numbers == pytest.approx(wanted, abs=5e-4)
             assert float(row[5].split()[0]) == pytest.approx(100 * part.in_place, abs=0.05)
 
 
@@ -92,17 +92,17 @@ def test_a_picture_covers_every_cell_once_in_its_shade(records):
     drawn = alignment(records, arms_of(records)).parents[0].maps
     blocks = next(r for r in records if r.alignment).alignment.blocks
     for picture, block in zip(drawn, blocks, strict=True):
-        found = {}
+        shades = {}
         for shade, path in picture.paths:
             runs = re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", path)
             assert "".join(f"M{x} {y}h{w}v1h-{back}z" for x, y, w, back in runs) == path
             for x, y, width, back in runs:
                 assert width == back
                 for column in range(int(x), int(x) + int(width)):
-                    assert (int(y), column) not in found
-                    found[int(y), column] = shade
-        assert len(found) == picture.rows * picture.columns
-        for (y, x), shade in found.items():
+                    assert (int(y), column) not in shades
+                    shades[int(y), column] = shade
+        assert len(shades) == picture.rows * picture.columns
+        for (y, x), shade in shades.items():
             low = LEVELS[shade - 1][0] if shade else 0.0
             assert low <= block.heat_map[y][x] < LEVELS[shade][0]
     assert len({shade for picture in drawn for shade, _ in picture.paths}) == len(LEVELS)

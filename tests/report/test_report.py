@@ -102,7 +102,7 @@ def test_fine_tuning_has_a_table_and_curves_of_its_own(tmp_path):
     shapes = [drawn.findall(part) for part in (pre_training, fine_tuning)]
     assert not set(shapes[0]) & set(shapes[1]), "curves of one stage are drawn again"
     # A line and a band for each arm, and once more less the base in the difference.
-    assert [len(found) for found in shapes] == [2 * (3 * len(arms) - 1)] * 2
+    assert [len(paths) for paths in shapes] == [2 * (3 * len(arms) - 1)] * 2
     assert "After fine-tuning" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 

@@ -44,13 +44,13 @@ def pid_of(folder, name):
 
 
 def test_calls_run_at_once_and_a_slot_has_one_at_a_time(tmp_path):
-    told, met = [], []
+    reports, met = [], []
     pairs = [("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")]
     wanted = [
         Call(f"call {mine}", calls.meet, (str(tmp_path), mine, other)) for mine, other in pairs
     ]
     slots = [{"SLOT": "first"}, {"SLOT": "second"}]
-    for call, result in run_apart(wanted, slots, lambda *report: told.append(report)):
+    for call, result in run_apart(wanted, slots, lambda *report: reports.append(report)):
         met.append((call.name, *json.loads(result)))
     assert sorted(name for name, *_ in met) == ["call a", "call b", "call c", "call d"]
     assert {slot for _, slot, *_ in met} == {"first", "second"}
@@ -59,7 +59,7 @@ def test_calls_run_at_once_and_a_slot_has_one_at_a_time(tmp_path):
     ):
         assert start <= later
         assert slot != other or end <= later, "two calls were in one slot"
-    assert sorted(told) == [(f"call {name}: met", 1.0) for name in "abcd"]
+    assert sorted(reports) == [(f"call {name}: met", 1.0) for name in "abcd"]
 
 
 def test_a_refusal_ends_what_is_under_way_and_starts_nothing_more(tmp_path):
@@ -90,10 +90,10 @@ def test_a_call_that_fails_is_named_with_its_reason(function, reason, details):
 
 
 def test_a_slot_says_how_many_threads_there_are():
-    ((_, found),) = run_apart(
+    ((_, result),) = run_apart(
         [Call("threads", calls.threads, ())], [{"OMP_NUM_THREADS": "3"}], lambda *report: None
     )
-    assert json.loads(found) == ["3", 3]
+    assert json.loads(result) == ["3", 3]
 
 
 def test_what_a_process_of_a_study_imports_first_is_without_torch():

@@ -9,15 +9,15 @@ from deepen.comparison.parallel.sharing import gpus, slots
 @pytest.mark.parametrize("devices", [[], ["0"], ["4", "5", "GPU-1a"]])
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_shares(jobs, devices, threads):
-    found = slots(jobs, devices, threads, {})
-    assert len(found) == jobs
-    used = [slot.get("CUDA_VISIBLE_DEVICES") for slot in found]
+    environments = slots(jobs, devices, threads, {})
+    assert len(environments) == jobs
+    used = [slot.get("CUDA_VISIBLE_DEVICES") for slot in environments]
     assert set(used) == (set(devices[:jobs]) or {None})
     assert max(map(used.count, used)) - min(map(used.count, used)) <= 1 or not devices
     if jobs == 1:
-        assert "OMP_NUM_THREADS" not in found[0], "one process alone keeps what it has"
+        assert "OMP_NUM_THREADS" not in environments[0], "one process alone keeps what it has"
         return
-    shares = [int(slot["OMP_NUM_THREADS"]) for slot in found]
+    shares = [int(slot["OMP_NUM_THREADS"]) for slot in environments]
     assert len(set(shares)) == 1
     assert shares[0] == 1 or sum(shares) <= threads < sum(shares) + jobs
 
