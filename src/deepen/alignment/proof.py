@@ -97,7 +97,7 @@ def proven(
     """
     changes = relative_changes(model, matchers, device, progress)
     sound = {pair: matcher for pair, matcher in matchers.items() if changes[pair] <= LIMIT}
-    for below, above in matchers.keys() - sound.keys():
+    for below, above in sorted(matchers.keys() - sound.keys()):
         warnings.warn(
             f"Block {below}, aligned to block {above}, would compute something else (relative "
             f"change {changes[below, above]:.2g}), so nothing is aligned there.",
