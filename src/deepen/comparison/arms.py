@@ -4,6 +4,7 @@ from pathlib import Path
 
 from deepen.alignment.measure import align
 from deepen.common.errors import DeepenError
+from deepen.common.files import write_whole
 from deepen.common.progress import Progress
 from deepen.comparison.statistics import BASE
 from deepen.comparison.study import Arm, EvaluationConfig, Study
@@ -80,7 +81,7 @@ def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -
         overwrite=True,
         progress=progress,
     )
-    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    write_whole(kept, record.model_dump_json())
     return record
 
 
@@ -110,7 +111,7 @@ def _align(
             raise
         # A text may be too short to calibrate with and still be scored.
         record = align(model, progress=progress)
-    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    write_whole(kept, record.model_dump_json())
     return record
 
 
@@ -122,7 +123,7 @@ def _score(
         return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
     settings = config.model_dump(exclude={"perplexity"})
     record = evaluate(model, perplexity=config.files, seed=seed, progress=progress, **settings)
-    kept.write_text(record.model_dump_json(), encoding="utf-8")
+    write_whole(kept, record.model_dump_json())
     return record
 
 
