@@ -12,10 +12,11 @@ from torch import Tensor
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
 from deepen.base.checkpoint import Source, is_finite, positions_of
 from deepen.base.hub import open_checkpoint
+from deepen.base.text import tokenizer_of
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from deepen.base.streamed import InMemory
 
@@ -100,6 +101,10 @@ class Model:
     def positions(self) -> int | None:
         """How many positions the model has; ``None`` if it does not say."""
         return positions_of(self.resolved)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer; see ``tokenizer_of``."""
+        return tokenizer_of(self.source)
 
     def block(self, index: int, device: torch.device) -> LazyBlock:
         """Return one block, to be loaded on access."""

@@ -1,4 +1,12 @@
-"""A short text that ``verify`` runs both models on when it is given no other."""
+"""Text as a model's tokens: its tokenizer, and a short text to read when none is given."""
+
+from typing import TYPE_CHECKING
+
+from deepen.base.checkpoint import FolderSource, Source
+from deepen.common.errors import DeepenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PASSAGE = """\
 A river does not grow by hurrying. It takes up what the hills give it, stone by stone and stream by
@@ -20,3 +28,30 @@ Question: a train leaves at 14:35 and arrives at 17:10. How long is the journey?
 and thirty-five minutes, because from 14:35 to 17:00 are 2 h 25 min and ten minutes remain.
 "Non è vero," said the old man, and then, as if to himself: « peut-être demain ».
 """
+
+
+def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer that lies beside a checkpoint's weights.
+
+    Raises:
+        DeepenError: There is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    if not isinstance(source, FolderSource):
+        raise DeepenError(
+            f"{source.name} is a live module without a tokenizer; save it beside one, and name "
+            f"that folder."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        # Without their files some classes make one of special tokens alone.
+        if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+            return tokenizer
+        reason = "without words"
+    except Exception as error:  # many types, for files that are missing or damaged
+        reason = " ".join(str(error).split())[:200]
+    raise DeepenError(
+        f"{source.name} has no tokenizer that loads ({reason}); copy the tokenizer's files of its "
+        f"base into the folder."
+    )

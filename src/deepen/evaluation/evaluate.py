@@ -10,6 +10,7 @@ import torch
 
 from deepen.base.checkpoint import FolderSource, positions_of
 from deepen.base.hub import open_checkpoint
+from deepen.base.text import tokenizer_of
 from deepen.common import device as devices
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
@@ -68,7 +69,7 @@ def evaluate(
     length = _check(source, perplexity, tasks, sequence_length, batch_size, max_tokens)
     # What cannot be had is found out before weights are loaded.
     chosen = harness.load(tasks, task_folders)
-    tokenizer = _tokenizer(source)
+    tokenizer = tokenizer_of(source)
     documents = [texts.read(Path(file), tokenizer, max_tokens) for file in perplexity]
     loaded = _load(source, devices.choose(device))
     scored = [
@@ -105,20 +106,6 @@ def _check(
             f"positions; ask for no more than that."
         )
     return sequence_length or int(min(positions, LONGEST_DEFAULT))
-
-
-def _tokenizer(source: FolderSource) -> Any:  # noqa: ANN401 (a class of transformers)
-    """Load the model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source.folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise DeepenError(
-            f"{source.name} has no tokenizer that transformers can load ({reason[:200]}); copy the "
-            f"tokenizer's files of its base into the folder."
-        ) from None
 
 
 def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401

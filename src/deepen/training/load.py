@@ -1,6 +1,6 @@
 """Load a checkpoint for training: what is frozen as stored, what is trained in float32."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,24 +13,6 @@ from deepen.training.engine.arguments import precision_of
 from deepen.training.engine.checkpointing import checkpoint_blocks
 from deepen.training.freeze import Trains, freeze
 from deepen.training.recipe import DataConfig, TrainingConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def load_tokenizer(source: FolderSource) -> "PreTrainedTokenizerBase":
-    """Load a checkpoint's tokenizer.
-
-    Raises:
-        DeepenError: It has none, or a damaged one.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source.folder)
-    except Exception as error:  # many types, for files that are missing or damaged
-        reason = " ".join(str(error).split())
-        raise DeepenError(f"{source.name} has no tokenizer that loads ({reason}).") from None
 
 
 def check_length(base: Model, data: DataConfig) -> None:

@@ -26,7 +26,7 @@ from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, counts, trainable
-from deepen.training.load import check_length, load_model, load_tokenizer
+from deepen.training.load import check_length, load_model
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
@@ -119,7 +119,7 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     trains = trainable(base.source.config, base.depth, training, base.source.name)
     check_length(base, data)
     micro_batches(training, processes())
-    tokenizer = load_tokenizer(base.source)
+    tokenizer = base.tokenizer()
     with_template(data, tokenizer)
     cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
     loaded: Any

@@ -115,18 +115,13 @@ def sample_tokens(base: Model, text: str | None, sequences: int, length: int) ->
         Ids ``[sequences, length]``, and what they are. Without a tokenizer beside the weights they
         are random.
     """
-    from transformers import AutoTokenizer
-
     shape = (sequences, min(length, base.positions or length))
+    given = PASSAGE if text is None else text
     try:
-        if not isinstance(base.source, FolderSource):
-            raise OSError
-        tokenizer = AutoTokenizer.from_pretrained(base.source.folder)
-        ids = tokenizer(PASSAGE if text is None else text, add_special_tokens=False)["input_ids"]
+        ids = base.tokenizer()(given, add_special_tokens=False)["input_ids"]
     except Exception:  # whatever is wrong with a tokenizer, the proof can do without it
         ids = None
-    # Without any files some tokenizer classes make an empty vocabulary.
-    if ids is None or (not ids and text is None):
+    if ids is None:
         generator = torch.Generator().manual_seed(0)
         vocabulary = int(base.resolved["vocab_size"])
         return torch.randint(vocabulary, shape, generator=generator), "random tokens (no tokenizer)"

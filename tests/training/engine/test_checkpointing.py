@@ -21,7 +21,7 @@ from deepen.training.data.packed import load_blocks
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import trainable
-from deepen.training.load import load_model, load_tokenizer
+from deepen.training.load import load_model
 from deepen.training.recipe import Recipe, Stage
 
 DEPTH, TRAINED = 12, (7, 9, 11)
@@ -73,7 +73,7 @@ def step(
         }
     ).resolved(stage)
     base = open_model(deep)
-    tokenizer = load_tokenizer(base.source)
+    tokenizer = base.tokenizer()
     model = load_model(
         base, trainable(base.source.config, base.depth, recipe.training, "m"), recipe.training
     )
