@@ -24,10 +24,11 @@ This model is {base} with {new} new Transformer blocks, made by `{method}` ({ref
 
 The whole lineage stands in `config.json` under `deepen`.
 
-## How to train it
-
+{how_to_train}
 {training}
 """
+
+_HOW_TO_TRAIN = "## How to train it\n"
 
 _IDENTITY = (
     "**It has not been trained yet.** Until it is, it computes exactly what the base computes: the "
@@ -91,6 +92,15 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
         new_blocks=", ".join(map(str, step.new_blocks)),
         options=options or "the method's defaults",
         seed=step.seed,
+        how_to_train=_HOW_TO_TRAIN,
         training=_TRAIN_NEW.format(blocks=blocks) if step.trains == "new_blocks" else _TRAIN_ALL,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def without_untrained(card: str) -> str:
+    """Return a grown model's card without what is true of it only until it is trained."""
+    for promise in (_IDENTITY, _MOVED):
+        card = card.replace(f"{promise}\n\n", "")
+    kept, _, section = card.partition(_HOW_TO_TRAIN)
+    return kept + "".join(section.partition("\n## ")[1:])

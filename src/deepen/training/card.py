@@ -1,15 +1,11 @@
 """The trained model's card: the grown model's, and a section on what it was trained on."""
 
-import re
 from pathlib import Path
 
+from deepen.growth.card import without_untrained
 from deepen.records.training import TrainRecord
 
 _STAGES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
-# What the card of a grown model says of its being untrained.
-_UNTRAINED = re.compile(
-    r"\*\*It has not been trained yet.*?\n\n|## How to train it\n.*?(?=\n## |\Z)", re.DOTALL
-)
 
 
 def trained_card(before: str, record: TrainRecord) -> str:
@@ -19,7 +15,7 @@ def trained_card(before: str, record: TrainRecord) -> str:
         before: The card of the checkpoint that was trained; empty if it has none.
         record: The training, its scores apart.
     """
-    kept = _UNTRAINED.sub("", before).rstrip()
+    kept = without_untrained(before).rstrip()
     return (kept + "\n\n" if kept else "") + _section(record)
 
 
