@@ -136,7 +136,7 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
 
 def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     """Load the model, train it, write it."""
-    from deepen.training.engine.trainers import last_checkpoint
+    from deepen.training.engine.saving import last_checkpoint
 
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     model = load_model(job.base, job.trains, training)
