@@ -282,6 +282,11 @@ def test_the_regularisation_is_recorded_in_its_unit(fidelity, llama, tmp_path):
     assert recorded["restore_norms"] == (fidelity == "structured")
 
 
+def test_a_regularisation_at_its_default_is_not_listed_as_chosen(llama):
+    chosen = deepen.plan(llama, options={"fidelity": "published"}).growth.chosen_options
+    assert chosen == {"fidelity": "published", "restore_norms": False}
+
+
 def test_the_strength_of_the_published_plan_is_the_distance_regularisation():
     below, above = (oracles.random_block(seed, std=0.1) for seed in (1, 2))
     weak = _fuse(below, above, Options(fidelity="published", distance_regularisation=50.0))

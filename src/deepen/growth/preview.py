@@ -149,7 +149,7 @@ def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
 def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     """Count what the growth makes."""
     base, infos, step = growth.base, growth.layout.values(), lineage.steps[-1]
-    defaults = type(growth.options)().model_dump(mode="json")
+    defaults = {name: field.default for name, field in type(growth.options).model_fields.items()}
     parameters = sum(info.parameters for info in infos)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
