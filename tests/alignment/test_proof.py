@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 LEFT_OUT = {"minimax_m3_vl_text"}
 # What a table might get wrong of a Llama of four heads, two of keys and values, six wide.
 WRONG = [
-    ("llama", {"pairing": "adjacent"}),  # RoPE pairs the halves
+    ("llama", {"planes": "adjacent"}),  # RoPE pairs the halves
     ("llama", {"rotary": 0}),
     ("llama", {"rotary": 4}),
     ("llama", {"query": 2, "key_value": 1, "head": 12, "value": 12, "rotary": 12}),

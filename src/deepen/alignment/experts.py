@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepen.base.anatomy import Block, BlockAnatomy
+from deepen.base.anatomy import Block, BlockAnatomy, Role
 from deepen.common.errors import DeepenError
 from deepen.transport.assignment import assign
 
 _PROBES = 16
+_FFN: tuple[Role, ...] = ("gate", "up", "ffn_output")
 
 
 class Renumbered(Mapping[str, Tensor]):
@@ -145,7 +146,7 @@ def _signatures(block: Block, anatomy: BlockAnatomy) -> Tensor:
     rows = []
     for expert in anatomy.experts:
         sketches = []
-        for seed, role in enumerate(("gate", "up", "ffn_output")):
+        for seed, role in enumerate(_FFN):
             name = anatomy.name(role, expert)
             if name is None:
                 continue

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepen.alignment.experts import Renumbered, expert_order
-from deepen.base.anatomy import Block, BlockAnatomy
+from deepen.base.anatomy import Axis, Block, BlockAnatomy, Role
 from deepen.base.model import Model
 from deepen.transport.assignment import best_share, choose_rows
 from deepen.transport.heads import (
@@ -26,8 +26,10 @@ from deepen.transport.heads import (
 )
 from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, keep_neurons, match_ffn
 
-_FFN = ("gate", "up", "ffn_output")
-_ATTENTION = ("query", "key", "value", "attention_output")
+_FFN: tuple[Role, ...] = ("gate", "up", "ffn_output")
+_ATTENTION: tuple[Role, ...] = ("query", "key", "value", "attention_output")
+_PER_GROUP: tuple[Axis, ...] = ("key_value", "value", "kv_heads")
+_PER_HEAD: tuple[Axis, ...] = ("query", "attended", "heads")
 
 
 Pair = tuple[int, int]
@@ -188,8 +190,8 @@ class Matcher:
         if match is None or heads is None:
             return tensor
         for axis, label in enumerate(spec.axes):
-            order = match.groups if label in ("key_value", "value", "kv_heads") else match.heads
-            if label in ("query", "key_value", "attended", "value", "heads", "kv_heads"):
+            order = match.groups if label in _PER_GROUP else match.heads
+            if label in (*_PER_GROUP, *_PER_HEAD):
                 if spec.role in _ATTENTION:
                     continue  # an output's bias
                 parts = tensor.unflatten(axis, (len(order), -1)).index_select(axis, order)
@@ -197,7 +199,7 @@ class Matcher:
         return tensor
 
     def _named(
-        self, tensors: Iterator[tuple[str, Tensor | None]], unit: str = "", *, bias: bool = False
+        self, tensors: Iterator[tuple[Role, Tensor | None]], unit: str = "", *, bias: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
         """Give tensors, listed by role, their names; leave out what the block does not have."""
         for role, tensor in tensors:
@@ -205,12 +207,12 @@ class Matcher:
             if name is not None and tensor is not None:
                 yield name, tensor
 
-    def _axis(self, unit: str) -> str:
+    def _axis(self, unit: str) -> Axis | None:
         """Return the label of an FFN's neurons."""
         name = self.anatomy.name("up", unit)
-        return self.anatomy.block[name].axes[0] if name else ""
+        return self.anatomy.block[name].axes[0] if name else None
 
-    def _others(self, axis: str, unit: str = "") -> list[str]:
+    def _others(self, axis: Axis | None, unit: str = "") -> list[str]:
         """Name the tensors beside the usual ones that have an axis of neurons or head dims."""
         return [
             name
@@ -254,7 +256,7 @@ def ffn_of(block: Block, anatomy: BlockAnatomy, unit: str, *, folded: bool = Fal
     up, down = anatomy.name("up", unit), anatomy.name("ffn_output", unit)
     if up is None or down is None:
         return None
-    norm = "ffn_norm" if anatomy.name("ffn_norm") else "attention_norm"
+    norm: Role = "ffn_norm" if anatomy.name("ffn_norm") else "attention_norm"
     gate = anatomy.name("gate", unit)
     gates = (
         _linear(block, anatomy, "gate", unit, norm if folded else None) if gate else (None, None)
@@ -294,7 +296,7 @@ def attention_of(block: Block, anatomy: BlockAnatomy, *, folded: bool = False) -
         output,
         heads.query,
         heads.key_value,
-        Rotary(heads.rotary, heads.pairing, heads.normed, heads.fixed),
+        Rotary(heads.rotary, heads.planes, heads.normed, heads.fixed),
         query_bias,
         key_bias,
         value_bias,
@@ -302,7 +304,7 @@ def attention_of(block: Block, anatomy: BlockAnatomy, *, folded: bool = False) -
 
 
 def _linear(
-    block: Block, anatomy: BlockAnatomy, role: str, unit: str, norm: str | None
+    block: Block, anatomy: BlockAnatomy, role: Role, unit: str, norm: Role | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return a linear layer's weight and bias in float32, with the norm before it folded in."""
     name, bias_name = anatomy.name(role, unit), anatomy.name(role, unit, bias=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepen.alignment.activations import Likeness, compare_blocks, read_tokens
 from deepen.alignment.match import Matcher, Pair, match_pairs
 from deepen.alignment.proof import relative_changes
-from deepen.base.anatomy import Block, BlockAnatomy
+from deepen.base.anatomy import Block, BlockAnatomy, Role
 from deepen.base.model import Model, open_model
 from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
@@ -36,7 +36,7 @@ from deepen.transport.quality import (
 
 REGULARISATION = 0.06
 """Entropic regularisation of the plans that are shown, in units of the cost's spread."""
-_HIDDEN = ("query", "key", "value", "gate", "up")
+_HIDDEN: tuple[Role, ...] = ("query", "key", "value", "gate", "up")
 
 
 def align(

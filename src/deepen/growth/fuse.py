@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import BlockAnatomy, TensorSpec
+from deepen.base.anatomy import BlockAnatomy, Role, TensorSpec
 from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
@@ -19,7 +19,7 @@ from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import GrowRequest
 
 # Roles that size what the output projections learn from.
-_FEATURES = frozenset({"value", "up"})
+_FEATURES: frozenset[Role] = frozenset({"value", "up"})
 
 
 @dataclass(frozen=True)

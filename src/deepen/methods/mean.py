@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import TensorSpec
+from deepen.base.anatomy import Role, TensorSpec
 from deepen.methods.options import BlendedOptions, FusedOptions
 
 # Roles whose rows are features of the block.
-_HIDDEN = frozenset({"query", "key", "value", "gate", "up"})
+_HIDDEN: frozenset[Role] = frozenset({"query", "key", "value", "gate", "up"})
 
 
 def interpolate(below: Tensor, above: Tensor, t: float) -> Tensor:

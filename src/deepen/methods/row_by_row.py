@@ -21,6 +21,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from torch import Tensor
 
 from deepen.alignment.experts import matched_experts
+from deepen.base.anatomy import Role
 from deepen.methods.mean import interpolate, is_hidden, restores, with_row_norms
 from deepen.methods.method import Gap
 from deepen.methods.options import BlendedOptions
@@ -29,7 +30,7 @@ from deepen.transport.sinkhorn import Transport
 
 # POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
 _WORST_MARGINALS = 1e-2
-_ALIGNED = ("query", "key", "value", "gate", "up")
+_ALIGNED: tuple[Role, ...] = ("query", "key", "value", "gate", "up")
 
 Solve = Callable[[Tensor, Tensor], Tensor]
 """A's rows and B's, ``[n, d]`` → the matrix M ``[n, n]`` that aligns the one to the other, MᵀA."""

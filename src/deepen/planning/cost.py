@@ -25,6 +25,7 @@ from typing import Any, Required, TypedDict, Unpack
 
 import torch
 
+from deepen.base.anatomy import Axis
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.planning.footprint import Shape, TrainingStep, sizes, trainable_parameters
@@ -192,7 +193,7 @@ def _widths(base: Model, index: int) -> dict[str, float]:
     """Read the sizes of one block, under the names of ``Shape``'s fields."""
     block, infos = base.anatomy.blocks[index], base.source.infos
     share = min(1.0, _experts_of_a_token(base) / len(block.experts)) if block.experts else 1.0
-    axes: dict[str, int] = {}
+    axes: dict[Axis, int] = {}
     widths = dict.fromkeys(("block", "matrices", "active", "ffn"), 0.0)
     for name, spec in block.block.items():
         place = block.places[name]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deepen.base.anatomy.tensors import Place, StoredSpec, bank, buffers, fused, linear, norm
+from deepen.base.anatomy.parts import bank, buffers, fused, linear, norm
+from deepen.base.anatomy.tensors import Place, StoredSpec
 
 SIZES = {"query": 24, "key_value": 12, "value": 12, "head": 6, "attended": 24}
 QKV = {"query": "query", "key": "key_value", "value": "value"}

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from deepen.base.anatomy.family import Config, Family, Heads
 from deepen.base.anatomy.tensors import Place, StoredSpec, Table, TensorSpec
+from deepen.base.anatomy.vocabulary import Axis, Role
 from deepen.common.errors import DeepenError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,7 +27,7 @@ class BlockAnatomy:
     tensor keeps its name; parts are named ``stored:role`` and ``stored[expert]:role``."""
     places: Mapping[str, Place]
     """Name of a logical tensor → where it stands."""
-    sizes: Mapping[str, int]
+    sizes: dict[Axis, int]
     """Axis label → size, as far as the config tells."""
     heads: Heads | None
     """What its attention heads are like."""
@@ -36,7 +37,7 @@ class BlockAnatomy:
     """Whether a gated FFN is linear in its up projection."""
 
     @cached_property
-    def names(self) -> dict[tuple[str, str, bool], str]:
+    def names(self) -> dict[tuple[Role, str, bool], str]:
         """``TensorSpec.key`` → name of the logical tensor."""
         return {spec.key: name for name, spec in self.block.items()}
 
@@ -50,7 +51,7 @@ class BlockAnatomy:
         """The numbers of its experts."""
         return tuple(unit for unit in self.units if unit.isdigit())
 
-    def name(self, role: str, unit: str = "", *, bias: bool = False) -> str | None:
+    def name(self, role: Role, unit: str = "", *, bias: bool = False) -> str | None:
         """Return the name of a logical tensor by what it is; ``None`` if there is none."""
         return self.names.get((role, unit, bias))
 
@@ -242,7 +243,7 @@ def _block(
                 block[name] = replace(logical, unit=unit) if logical.unit == "*" else logical
                 places[name] = Place(suffix, spec, part, expert)
     # Where several weights share a tensor, so do their biases; here each follows its weight.
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[Role, str], int] = {}
     for logical in block.values():
         seen.setdefault((logical.role, logical.unit), len(seen))
     names = sorted(block, key=lambda name: seen[block[name].role, block[name].unit])
@@ -296,11 +297,11 @@ def _by_size(
     Raises:
         DeepenError: Sizes disagree along an axis that the table does not call varying.
     """
-    first: dict[str, tuple[str, int]] = {}
-    told: dict[tuple[int, tuple[tuple[str, int], ...]], BlockAnatomy] = {}
+    first: dict[Axis, tuple[str, int]] = {}
+    told: dict[tuple[int, tuple[tuple[Axis, int], ...]], BlockAnatomy] = {}
     result = []
     for index, block in enumerate(blocks):
-        varying: dict[str, int] = {}
+        varying: dict[Axis, int] = {}
         for suffix, spec in block.stored.items():
             name = family.name(index, suffix)
             for axis, size in _sizes(spec, shapes[name], name, family, block.sizes):
@@ -317,14 +318,14 @@ def _by_size(
     return tuple(result)
 
 
-def _sized(block: BlockAnatomy, varying: Mapping[str, int]) -> BlockAnatomy:
+def _sized(block: BlockAnatomy, varying: Mapping[Axis, int]) -> BlockAnatomy:
     """Return a block's anatomy with sizes of its own."""
     return replace(block, sizes={**block.sizes, **varying}) if varying else block
 
 
 def _sizes(
-    spec: StoredSpec, shape: tuple[int, ...], name: str, family: Family, sizes: Mapping[str, int]
-) -> list[tuple[str, int]]:
+    spec: StoredSpec, shape: tuple[int, ...], name: str, family: Family, sizes: Mapping[Axis, int]
+) -> list[tuple[Axis, int]]:
     """Return (axis label, size) of a stored tensor, as far as its shape tells one."""
     if spec.is_buffer:
         return []

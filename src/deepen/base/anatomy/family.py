@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deepen.base.anatomy.tensors import Table
+from deepen.base.anatomy.tensors import Kinds
+from deepen.base.anatomy.vocabulary import Axis
 
 Config = Mapping[str, Any]
 """A model's config.json with its family's defaults filled in."""
@@ -13,7 +14,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Heads:
-    """What attention heads are like."""
+    """What attention heads are like: by default such that nothing is moved inside attention."""
 
     query: int
     """Number of query heads."""
@@ -25,17 +26,17 @@ class Heads:
     """Dimensions of a value head."""
     rotary: int = 0
     """How many leading dimensions of a head RoPE turns; 0 where positions enter otherwise."""
-    pairing: Literal["half", "adjacent"] = "half"
+    planes: Literal["half", "adjacent"] = "half"
     """Which two dimensions a RoPE plane has: (i, i + rotary / 2), or (2i, 2i + 1)."""
-    normed: bool = False
+    normed: bool = True
     """Whether queries and keys are normed, so that their dimensions cannot be turned."""
-    fixed: bool = False
+    fixed: bool = True
     """Whether heads cannot change places: ALiBi's slopes or norms of their own tell them apart."""
-    gated: bool = False
+    gated: bool = True
     """Whether what heads hand on is gated dimension by dimension, so that it cannot be turned."""
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[Axis, int]:
         """Axis label → size."""
         return {
             "query": self.query * self.head,
@@ -46,8 +47,11 @@ class Heads:
         }
 
 
-def rope_heads(config: Config) -> Heads | None:
-    """Read the heads as most configs tell them; ``None`` where there are none."""
+def whole_heads(config: Config) -> Heads | None:
+    """Read the heads as most configs tell them; ``None`` where there are none.
+
+    Nothing is known of what may be moved inside attention, so everything stays where it is.
+    """
     query = config.get("num_attention_heads")
     if not isinstance(query, int):
         return None
@@ -74,7 +78,7 @@ class Family:
 
     model_type: str
     """The ``model_type`` of its config.json."""
-    kinds: Mapping[str, Table]
+    kinds: Kinds
     """Kind of block → its tensors, in the order of the forward pass. Most families have one."""
     embeddings: str = "model.embed_tokens.weight"
     """The token embeddings."""
@@ -113,19 +117,20 @@ class Family:
     pattern: Callable[[Config], Sequence[object]] | None = None
     """Says what the config makes of each block by a rule on its index that no field can override;
     a stack that would change what a kept block is made of is refused."""
-    sizes: Callable[[Config, Mapping[str, tuple[int, ...]]], Mapping[str, int]] | None = None
+    sizes: Callable[[Config, Mapping[str, tuple[int, ...]]], Mapping[Axis, int]] | None = None
     """Reads, from config and the checkpoint's shapes, sizes that are to be had nowhere else: of
     axes that share a tensor unequally, and how many groups experts form (``expert_groups``)."""
     carried: tuple[str, ...] = ()
     """Beginnings of names of tensors beside the stack that are kept as they are, such as
     multi-token-prediction modules with an index of their own."""
-    heads: Callable[[Config], Heads | None] = rope_heads
-    """Reads what its attention heads are like."""
+    heads: Callable[[Config], Heads | None] = whole_heads
+    """Reads what its attention heads are like, and with it what may be moved inside attention: by
+    default nothing."""
     norm_offset: float = 0.0
     """What a norm adds to its weight: Gemma's gains are 1 + weight."""
-    bilinear: bool = True
-    """Whether a gated FFN is linear in its up projection."""
-    varying: frozenset[str] = frozenset()
+    bilinear: bool = False
+    """Whether a gated FFN is linear in its up projection, so that its rows may change scale."""
+    varying: frozenset[Axis] = frozenset()
     """Axis labels whose sizes may differ between blocks."""
     refusals: tuple[Refusal, ...] = ()
     """Configs that cannot be grown."""

@@ -12,6 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from deepen.base.anatomy.vocabulary import Axis, Role
+
 Split = Literal["rows", "alternate", "heads", "per_head", "quarters"]
 """How logical tensors share the out axis of a stored one.
 
@@ -25,9 +27,9 @@ other. ``quarters``: a quarter of each one after the other, four times.
 class TensorSpec:
     """One logical tensor of a block."""
 
-    role: str
+    role: Role
     """What the tensor does; methods dispatch on it. A weight and its bias share a role."""
-    axes: tuple[str, ...]
+    axes: tuple[Axis, ...]
     """One label per axis, ``(out, in)`` for weights; equal labels mean equal sizes."""
     silent: float | None = None
     """The value that stops the tensor from changing the residual stream; ``None`` where the block
@@ -48,7 +50,7 @@ class TensorSpec:
         return len(self.axes) == 2
 
     @property
-    def key(self) -> tuple[str, str, bool]:
+    def key(self) -> tuple[Role, str, bool]:
         """What it is, whatever it is called: unique in a block."""
         return self.role, self.unit, self.bias
 
@@ -92,7 +94,7 @@ class Place:
         """Whether the stored tensor is the logical one, as it stands."""
         return self.stored.split is None and not self.stored.transposed and not self.stored.bank
 
-    def view(self, stored: Tensor, sizes: Mapping[str, int]) -> Tensor:
+    def view(self, stored: Tensor, sizes: Mapping[Axis, int]) -> Tensor:
         """Return the logical tensor's elements as a view; its first axes may want flattening.
 
         Args:
@@ -121,7 +123,7 @@ class Place:
             tensor = tensor.unflatten(0, (4, len(parts), -1))[:, self.part]
         return tensor
 
-    def read(self, stored: Tensor, sizes: Mapping[str, int]) -> Tensor:
+    def read(self, stored: Tensor, sizes: Mapping[Axis, int]) -> Tensor:
         """Return the logical tensor, ``[out, in]`` or ``[out]``; a view where that is possible."""
         if self.is_whole:
             return stored
@@ -129,7 +131,7 @@ class Place:
         tensor = self.view(stored, sizes)
         return tensor.flatten(0, tensor.dim() - axes) if tensor.dim() > axes else tensor
 
-    def write(self, value: Tensor, stored: Tensor, sizes: Mapping[str, int]) -> None:
+    def write(self, value: Tensor, stored: Tensor, sizes: Mapping[Axis, int]) -> None:
         """Put a logical tensor into its place in a stored one.
 
         Raises:
@@ -143,121 +145,5 @@ Block = Mapping[str, Tensor]
 """Name of a logical tensor → tensor, loaded on access; weights are ``[out, in]``."""
 Table = Mapping[str, StoredSpec]
 """Name inside a block → how it is stored; ``*`` in a name stands for an expert's number."""
-
-
-def norm(name: str, role: str, axis: str = "residual", *, silent: float | None = None) -> Table:
-    """Describe an RMSNorm, or a LayerNorm with its bias; ``silent`` for a norm on the way out."""
-    return {
-        f"{name}.weight": StoredSpec((TensorSpec(role, (axis,), silent),)),
-        f"{name}.bias": StoredSpec(
-            (TensorSpec(role, (axis,), None if silent is None else 0.0, bias=True),), optional=True
-        ),
-    }
-
-
-def linear(
-    name: str,
-    role: str,
-    out_axis: str,
-    in_axis: str,
-    *,
-    unit: str = "",
-    writes: bool | None = None,
-    transposed: bool = False,
-) -> Table:
-    """Describe a linear layer: its weight and, where there is one, its bias.
-
-    Args:
-        name: Name of the layer inside the block; ``*`` where an expert's number stands.
-        role: What it does.
-        out_axis: Label of its rows.
-        in_axis: Label of its columns.
-        unit: Which of several FFNs it belongs to; ``*`` for the expert's number.
-        writes: Whether it must be zero for the block to add nothing; by default if its rows are
-            the residual stream's. False in families with a norm on the way out.
-        transposed: Whether the weight is stored ``[in, out]``.
-    """
-    silent = 0.0 if (out_axis == "residual" if writes is None else writes) else None
-    weight = TensorSpec(role, (out_axis, in_axis), silent, unit=unit)
-    bias = TensorSpec(role, (out_axis,), silent, bias=True, unit=unit)
-    return {
-        f"{name}.weight": StoredSpec((weight,), transposed=transposed),
-        f"{name}.bias": StoredSpec((bias,), optional=True),
-    }
-
-
-def fused(
-    name: str,
-    parts: Mapping[str, str],
-    in_axis: str = "residual",
-    *,
-    split: Split = "rows",
-    unit: str = "",
-    transposed: bool = False,
-) -> Table:
-    """Describe a linear layer that computes several things, and its bias where there is one.
-
-    Args:
-        name: Name of the layer inside the block.
-        parts: Role → label of its rows, in stored order.
-        in_axis: Label of the columns.
-        split: How the parts share the rows.
-        unit: Which of several FFNs it belongs to.
-        transposed: Whether the weight is stored ``[in, out]``.
-    """
-    weights = tuple(TensorSpec(r, (axis, in_axis), unit=unit) for r, axis in parts.items())
-    biases = tuple(TensorSpec(r, (axis,), bias=True, unit=unit) for r, axis in parts.items())
-    return {
-        f"{name}.weight": StoredSpec(weights, split, transposed),
-        f"{name}.bias": StoredSpec(biases, split, optional=True),
-    }
-
-
-def bank(
-    name: str,
-    parts: Mapping[str, tuple[str, str]],
-    *,
-    split: Split | None = None,
-    transposed: bool = False,
-    bias: str | None = None,
-    writes: bool | None = None,
-) -> Table:
-    """Describe one tensor that holds a weight of every expert, ``[experts, …]``.
-
-    Args:
-        name: Name of the tensor inside the block.
-        parts: Role → (label of its rows, label of its columns), in stored order.
-        split: How several parts share the rows.
-        transposed: Whether weights are stored ``[in, out]``.
-        bias: Name of the tensor with all experts' biases, where there may be one.
-        writes: As in ``linear``.
-    """
-    silent = {
-        role: 0.0 if (out == "residual" if writes is None else writes) else None
-        for role, (out, _) in parts.items()
-    }
-    weights = tuple(TensorSpec(r, axes, silent[r], unit="*") for r, axes in parts.items())
-    table: dict[str, StoredSpec] = {name: StoredSpec(weights, split, transposed, bank=True)}
-    if bias:
-        biases = tuple(
-            TensorSpec(r, (axes[0],), silent[r], bias=True, unit="*") for r, axes in parts.items()
-        )
-        table[bias] = StoredSpec(biases, split, bank=True, optional=True)
-    return table
-
-
-def other(
-    name: str,
-    role: str,
-    axes: tuple[str, ...],
-    *,
-    optional: bool = False,
-    silent: float | None = None,
-) -> Table:
-    """Describe any other parameter, whose full name this is."""
-    return {name: StoredSpec((TensorSpec(role, axes, silent),), optional=optional)}
-
-
-def buffers(*names: str) -> Table:
-    """Describe tensors that are no parameters; new blocks get a copy of their parent's."""
-    return {name: StoredSpec((TensorSpec("buffer", ()),), optional=True) for name in names}
+Kinds = Mapping[str, Table]
+"""Kind of block → its tensors, in the order of the forward pass."""

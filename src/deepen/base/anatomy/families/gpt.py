@@ -1,54 +1,27 @@
 """GPT-style families: LayerNorms with biases, plain FFNs of two matrices, fused projections."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from deepen.base.anatomy.families.llama import ATTENTION_NORM, FFN_NORM, attention
+from deepen.base.anatomy.families.refused import CROSS_ATTENTION
 from deepen.base.anatomy.family import Config, Family, Heads, Refusal
-from deepen.base.anatomy.tensors import Split, Table, buffers, fused, linear, norm
-
-_QUERY_KEY_VALUE = {"query": "query", "key": "key_value", "value": "value"}
-POST_LN = (
-    "its blocks norm the residual stream itself (post-LN), so that no added block can leave it "
-    "as it is"
+from deepen.base.anatomy.parts import (
+    ATTENTION_NORM,
+    FFN_NORM,
+    QUERY_KEY_VALUE,
+    affine,
+    attention,
+    buffers,
+    fused,
+    linear,
+    megatron,
+    norm,
+    optional,
+    plain,
+    plain_heads,
+    rope_heads,
 )
-"""Why blocks with a norm behind every residual addition are refused."""
-CROSS_ATTENTION = Refusal(
-    lambda config: bool(config.get("add_cross_attention")),
-    "its blocks attend to an encoder (add_cross_attention); deepen grows decoders alone",
-)
-"""Refuses decoders that attend to an encoder, too."""
-
-
-def plain_ffn(up: str, down: str, *, transposed: bool = False) -> Table:
-    """Describe an FFN of two matrices without a gate."""
-    return {
-        **linear(up, "up", "ffn", "residual", transposed=transposed),
-        **linear(down, "ffn_output", "residual", "ffn", transposed=transposed),
-    }
-
-
-def optional(table: Table) -> Table:
-    """Describe tensors that some models of a family have and others lack, in all their blocks."""
-    return {name: replace(spec, optional=True) for name, spec in table.items()}
-
-
-def plain_heads(heads: str, width: str, **how: Any) -> Callable[[Config], Heads]:
-    """Return a reader of heads that share no keys.
-
-    Args:
-        heads: The config field that counts them.
-        width: The config field of the hidden size.
-        **how: What else a ``Heads`` has.
-    """
-
-    def read(config: Config) -> Heads:
-        size = config[width] // config[heads]
-        return Heads(config[heads], config[heads], size, size, **how)
-
-    return read
-
+from deepen.base.anatomy.tensors import Split, Table
 
 _gpt2_heads = plain_heads("n_head", "n_embd")
 
@@ -61,7 +34,7 @@ def _bigcode_heads(config: Config) -> Heads:
 
 def _gptj_heads(config: Config) -> Heads:
     """Read heads whose first dimensions are turned in adjacent pairs."""
-    return replace(_gpt2_heads(config), rotary=config["rotary_dim"], pairing="adjacent")
+    return replace(_gpt2_heads(config), rotary=config["rotary_dim"], planes="adjacent")
 
 
 def _falcon_heads(config: Config) -> Heads:
@@ -71,36 +44,20 @@ def _falcon_heads(config: Config) -> Heads:
     key_value = 1 if config["multi_query"] else heads
     if config["new_decoder_architecture"]:
         key_value = config["num_kv_heads"]
-    return Heads(heads, key_value, size, size, rotary=0 if alibi else size, fixed=alibi)
-
-
-def megatron(name: str, *, norms: Table | None = None, inner: Table | None = None) -> Table:
-    """Describe a block with the names of Megatron-LM: GPT-NeoX, Falcon, BLOOM, Persimmon.
-
-    Args:
-        name: Name of the attention.
-        norms: The norms on the way in; by default one each for attention and FFN.
-        inner: The norms of queries and keys, if it has them.
-    """
-    return {
-        **({**ATTENTION_NORM, **FFN_NORM} if norms is None else norms),
-        **fused(f"{name}.query_key_value", _QUERY_KEY_VALUE, split="heads"),
-        **(inner or {}),
-        **linear(f"{name}.dense", "attention_output", "residual", "attended"),
-        **plain_ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        **buffers(f"{name}.rotary_emb.inv_freq"),
-    }
+    rotary = 0 if alibi else size
+    return Heads(
+        heads, key_value, size, size, rotary=rotary, normed=False, fixed=alibi, gated=False
+    )
 
 
 def _gpt2_block(*, transposed: bool, split: Split) -> Table:
     """Describe a block of GPT-2 or GPT-BigCode."""
-    out = ("attention_output", "residual", "attended")
     return {
         **norm("ln_1", "attention_norm"),
-        **fused("attn.c_attn", _QUERY_KEY_VALUE, split=split, transposed=transposed),
-        **linear("attn.c_proj", *out, transposed=transposed),
+        **fused("attn.c_attn", QUERY_KEY_VALUE, split=split, transposed=transposed),
+        **linear("attn.c_proj", "attention_output", "residual", "attended", transposed=transposed),
         **norm("ln_2", "ffn_norm"),
-        **plain_ffn("mlp.c_fc", "mlp.c_proj", transposed=transposed),
+        **plain("mlp.c_fc", "mlp.c_proj", transposed=transposed),
         **_masks("attn"),
     }
 
@@ -108,11 +65,6 @@ def _gpt2_block(*, transposed: bool, split: Split) -> Table:
 def _masks(name: str) -> Table:
     """Describe the causal masks that older checkpoints store with every attention."""
     return buffers(*(f"{name}.{mask}" for mask in ("bias", "masked_bias", "causal_mask")))
-
-
-def affine(*names: str) -> tuple[str, ...]:
-    """Return the tensors of LayerNorms outside all blocks."""
-    return tuple(f"{name}.{part}" for name in names for part in ("weight", "bias"))
 
 
 _GPT2 = Family(
@@ -157,7 +109,7 @@ _GPT_NEO = replace(
             **norm("ln_1", "attention_norm"),
             **attention("attn.attention", output="out_proj"),
             **norm("ln_2", "ffn_norm"),
-            **plain_ffn("mlp.c_fc", "mlp.c_proj"),
+            **plain("mlp.c_fc", "mlp.c_proj"),
             **_masks("attn.attention"),
         }
     },
@@ -170,7 +122,7 @@ _GPT_NEO = replace(
 
 _GPTJ_BEFORE, _GPTJ_AFTER = (
     norm("ln_1", "attention_norm"),
-    {**plain_ffn("mlp.fc_in", "mlp.fc_out"), **_masks("attn")},
+    {**plain("mlp.fc_in", "mlp.fc_out"), **_masks("attn")},
 )
 _GPTJ = replace(
     _GPT2,
@@ -207,6 +159,7 @@ _GPT_NEOX = Family(
     final_norm=affine("gpt_neox.final_layer_norm"),
     stored_as={"lm_head.weight": "embed_out.weight"},
     block_prefix="gpt_neox.layers.",
+    heads=rope_heads,
 )
 
 _FALCON = Family(
@@ -252,10 +205,10 @@ _MPT = Family(
     {
         "block": {
             **norm("norm_1", "attention_norm"),
-            **fused("attn.Wqkv", _QUERY_KEY_VALUE),
+            **fused("attn.Wqkv", QUERY_KEY_VALUE),
             **linear("attn.out_proj", "attention_output", "residual", "attended"),
             **norm("norm_2", "ffn_norm"),
-            **plain_ffn("ffn.up_proj", "ffn.down_proj"),
+            **plain("ffn.up_proj", "ffn.down_proj"),
         }
     },
     embeddings="transformer.wte.weight",
@@ -276,7 +229,7 @@ _CTRL = replace(
             **linear("multi_head_attention.Wv", "value", "value", "residual"),
             **linear("multi_head_attention.dense", "attention_output", "residual", "attended"),
             **norm("layernorm2", "ffn_norm"),
-            **plain_ffn("ffn.0", "ffn.2"),
+            **plain("ffn.0", "ffn.2"),
         }
     },
     embeddings="transformer.w.weight",
@@ -299,9 +252,3 @@ FAMILIES = (
     _MPT,
     _CTRL,
 )
-
-REFUSED: dict[str, str] = {
-    "openai-gpt": POST_LN,
-    "gpt_neox_japanese": "only its last block has an attention bias (dense_bias), which "
-    "transformers places by the block's index",
-}

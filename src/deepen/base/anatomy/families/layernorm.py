@@ -2,39 +2,42 @@
 
 from dataclasses import replace
 
-from deepen.base.anatomy.families.gpt import (
-    CROSS_ATTENTION,
-    POST_LN,
-    affine,
-    megatron,
-    optional,
-    plain_ffn,
-    plain_heads,
-)
-from deepen.base.anatomy.families.llama import (
+from deepen.base.anatomy.families.refused import CROSS_ATTENTION, POST_LN
+from deepen.base.anatomy.family import Config, Family, Heads, Refusal
+from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,
+    PLAIN,
     ROPE_BUFFER,
+    affine,
     attention,
+    fused_gated,
     gated,
+    heads_with,
+    megatron,
+    norm,
+    optional,
+    plain,
+    plain_heads,
+    query_key_norms,
+    rope_heads,
 )
-from deepen.base.anatomy.family import Config, Family, Heads, Refusal, rope_heads
-from deepen.base.anatomy.tensors import StoredSpec, Table, TensorSpec, fused, linear, norm
+from deepen.base.anatomy.tensors import StoredSpec, Table, TensorSpec
+from deepen.base.anatomy.vocabulary import Role
 
 
 def _normed_heads(config: Config) -> Heads | None:
     """Read heads of families that can norm queries and keys."""
-    heads = rope_heads(config)
-    return heads and replace(heads, normed=bool(config["qk_layernorm"]))
+    return heads_with(normed=bool(config["qk_layernorm"]))(config)
 
 
 def _stablelm_heads(config: Config) -> Heads | None:
     """Read StableLM's heads: where they are normed, each has a norm of its own."""
-    heads = _normed_heads(config)
-    return heads and replace(heads, fixed=heads.normed)
+    own = bool(config["qk_layernorm"])
+    return heads_with(normed=own, fixed=own)(config)
 
 
-def _norm_per_head(name: str, role: str) -> Table:
+def _norm_per_head(name: str, role: Role) -> Table:
     """Describe a norm of queries or keys with a gain for every head."""
     gain = TensorSpec(role, ("head",), unit="*")
     return {f"{name}.norms.*.weight": StoredSpec((gain,), optional=True)}
@@ -44,7 +47,7 @@ _FAIRSEQ = {
     **norm("self_attn_layer_norm", "attention_norm"),
     **attention(output="out_proj"),
     **norm("final_layer_norm", "ffn_norm"),
-    **plain_ffn("fc1", "fc2"),
+    **plain("fc1", "fc2"),
 }
 _OPT = Family(
     "opt",
@@ -95,17 +98,18 @@ _BIOGPT = replace(
     refusals=(),
 )
 
-_PRE_NORM = {**ATTENTION_NORM, **attention(), **FFN_NORM, **ROPE_BUFFER}
+_PRE_NORM = {**PLAIN, **ROPE_BUFFER}
 _STARCODER2 = Family(
     "starcoder2",
-    {"block": {**_PRE_NORM, **plain_ffn("mlp.c_fc", "mlp.c_proj")}},
+    {"block": {**_PRE_NORM, **plain("mlp.c_fc", "mlp.c_proj")}},
     final_norm=affine("model.norm"),
+    heads=rope_heads,
 )
 
 _NEMOTRON = replace(
     _STARCODER2,
     model_type="nemotron",
-    kinds={"block": {**_PRE_NORM, **plain_ffn("mlp.up_proj", "mlp.down_proj")}},
+    kinds={"block": {**_PRE_NORM, **plain()}},
     norm_offset=1.0,
 )
 
@@ -123,14 +127,10 @@ _STABLELM = replace(
         }
     },
     heads=_stablelm_heads,
+    bilinear=True,
 )
 
-_QUERY_KEY_LAYERNORMS = optional(
-    {
-        **norm("self_attn.q_layernorm", "query_norm", "head"),
-        **norm("self_attn.k_layernorm", "key_norm", "head"),
-    }
-)
+_QUERY_KEY_LAYERNORMS = optional(query_key_norms(query="q_layernorm", key="k_layernorm"))
 
 _PHI = Family(
     "phi",
@@ -139,7 +139,7 @@ _PHI = Family(
             **ATTENTION_NORM,
             **attention(output="dense"),
             **_QUERY_KEY_LAYERNORMS,
-            **plain_ffn("mlp.fc1", "mlp.fc2"),
+            **plain("mlp.fc1", "mlp.fc2"),
             **ROPE_BUFFER,
         }
     },
@@ -164,8 +164,7 @@ def _normed_on_the_way_in(config: Config) -> list[bool]:
 _MODERNBERT_FIRST = {
     **attention("attn", output="Wo"),
     **norm("mlp_norm", "ffn_norm"),
-    **fused("mlp.Wi", {"gate": "ffn", "up": "ffn"}),
-    **linear("mlp.Wo", "ffn_output", "residual", "ffn"),
+    **fused_gated("mlp", "Wi", "Wo"),
 }
 # The embeddings are normed already, so that block 0 has no norm before its attention.
 _MODERNBERT = Family(
@@ -186,6 +185,8 @@ _MODERNBERT = Family(
     head="decoder.weight",
     per_layer_lists=("layer_types",),
     pattern=_normed_on_the_way_in,
+    heads=rope_heads,
+    bilinear=True,
 )
 
 FAMILIES = (
@@ -199,5 +200,3 @@ FAMILIES = (
     _PERSIMMON,
     _MODERNBERT,
 )
-
-REFUSED: dict[str, str] = {}

@@ -1,129 +1,46 @@
-"""The Llama family: pre-norm blocks with a gated FFN and grouped-query attention, and its kin.
-
-Axis labels name what an axis counts: ``residual`` (the stream shared by all blocks), ``query``
-(query heads × head_dim), ``key_value`` (KV heads × head_dim), ``head`` (one head's dimensions),
-``attended`` (what the heads hand on) and ``ffn`` (FFN neurons). Two axes with one label have one
-size everywhere in the model.
-"""
+"""The Llama family: pre-norm blocks with a gated FFN and grouped-query attention, and its kin."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from deepen.base.anatomy.family import Config, Family, Heads, rope_heads
-from deepen.base.anatomy.tensors import Table, buffers, fused, linear, norm, other
+from deepen.base.anatomy.family import Config, Family, Heads
+from deepen.base.anatomy.parts import (
+    ATTENTION_NORM,
+    FFN_NORM,
+    LAYER_TYPES,
+    PLAIN,
+    QUERY_KEY_VALUE,
+    ROPE_BUFFER,
+    adjacent_heads,
+    attention,
+    buffers,
+    fused,
+    fused_gated,
+    gated,
+    heads_with,
+    latent_attention,
+    linear,
+    no_heads,
+    norm,
+    normed_heads,
+    other,
+    plain,
+    query_key_norms,
+    rope_heads,
+    sinks,
+)
+from deepen.base.anatomy.tensors import Table
 
-
-def attention(name: str = "self_attn", *, output: str = "o_proj", writes: bool = True) -> Table:
-    """Describe attention with a linear layer each for query, key, value and output."""
-    return {
-        **linear(f"{name}.q_proj", "query", "query", "residual"),
-        **linear(f"{name}.k_proj", "key", "key_value", "residual"),
-        **linear(f"{name}.v_proj", "value", "value", "residual"),
-        **linear(f"{name}.{output}", "attention_output", "residual", "attended", writes=writes),
-    }
-
-
-def latent_attention(name: str = "self_attn", *, query: bool, writes: bool = True) -> Table:
-    """Describe multi-head latent attention. arXiv 2405.04434, section 2.1.
-
-    Keys and values are made from a small latent vector per token, and beside it stands one key of
-    RoPE dimensions for all heads.
-
-    Args:
-        name: Name of the attention inside the block.
-        query: Whether queries are made from a latent vector too.
-        writes: As in ``linear``, for the output projection.
-    """
-    latent = {
-        **linear(f"{name}.q_a_proj", "latent_query_down", "latent_query", "residual"),
-        **norm(f"{name}.q_a_layernorm", "latent_query_norm", "latent_query"),
-        **linear(f"{name}.q_b_proj", "latent_query_up", "query", "latent_query"),
-    }
-    key_value = "latent_key_value"
-    return {
-        **(latent if query else linear(f"{name}.q_proj", "query", "query", "residual")),
-        **linear(
-            f"{name}.kv_a_proj_with_mqa", f"{key_value}_down", "latent_and_rotary", "residual"
-        ),
-        **norm(f"{name}.kv_a_layernorm", f"{key_value}_norm", "latent_key_value"),
-        **linear(f"{name}.kv_b_proj", f"{key_value}_up", "key_value", "latent_key_value"),
-        **linear(f"{name}.o_proj", "attention_output", "residual", "attended", writes=writes),
-    }
-
-
-def gated(name: str = "mlp", *, axis: str = "ffn", unit: str = "", writes: bool = True) -> Table:
-    """Describe a gated FFN: gate, up and down projection."""
-    return {
-        **linear(f"{name}.gate_proj", "gate", axis, "residual", unit=unit),
-        **linear(f"{name}.up_proj", "up", axis, "residual", unit=unit),
-        **linear(f"{name}.down_proj", "ffn_output", "residual", axis, unit=unit, writes=writes),
-    }
-
-
-def fused_gated(name: str = "mlp", *, writes: bool = True) -> Table:
-    """Describe a gated FFN with one linear layer for gate and up."""
-    return {
-        **fused(f"{name}.gate_up_proj", {"gate": "ffn", "up": "ffn"}),
-        **linear(f"{name}.down_proj", "ffn_output", "residual", "ffn", writes=writes),
-    }
-
-
-def plain(up: str = "mlp.up_proj", down: str = "mlp.down_proj") -> Table:
-    """Describe an FFN of two matrices, without a gate."""
-    return {
-        **linear(up, "up", "ffn", "residual"),
-        **linear(down, "ffn_output", "residual", "ffn"),
-    }
-
-
-def query_key_norms(
-    name: str = "self_attn", axis: str = "head", *, query: str = "q_norm", key: str = "k_norm"
-) -> Table:
-    """Describe the norms of queries and keys that several families have."""
-    return {
-        **norm(f"{name}.{query}", "query_norm", axis),
-        **norm(f"{name}.{key}", "key_norm", axis),
-    }
-
-
-def heads_with(**differences: Any) -> Callable[[Config], Heads | None]:
-    """Return a reader of heads that differ from Llama's in some fields of ``Heads``."""
-
-    def read(config: Config) -> Heads | None:
-        heads = rope_heads(config)
-        return heads and replace(heads, **differences)
-
-    return read
-
-
-def no_heads(config: Config) -> None:
-    """Read no heads, where more than query, key, value and output hangs on them."""
-
-
-normed_heads = heads_with(normed=True)
-adjacent_heads = heads_with(pairing="adjacent")
-
-ATTENTION_NORM = norm("input_layernorm", "attention_norm")
-FFN_NORM = norm("post_attention_layernorm", "ffn_norm")
-# Checkpoints from before transformers 4.32 store the RoPE frequencies; loaders ignore them.
-ROPE_BUFFER = buffers("self_attn.rotary_emb.inv_freq")
-LAYER_TYPES = ("layer_types",)
-
-_BLOCK = {**ATTENTION_NORM, **attention(), **FFN_NORM, **gated(), **ROPE_BUFFER}
+_BLOCK = {**PLAIN, **gated(), **ROPE_BUFFER}
 _NORMED = {**ATTENTION_NORM, **attention(), **query_key_norms(), **FFN_NORM, **gated()}
 _LATENT = {
     kind: {**ATTENTION_NORM, **latent_attention(query=query), **FFN_NORM, **gated()}
     for kind, query in (("latent queries", True), ("whole queries", False))
 }
 
-# One learned logit per head takes attention away from all tokens.
-_SINKS = other("self_attn.sinks", "sinks", ("heads",))
-
-_GRANITE_SWA: Table = {**_BLOCK, **_SINKS}
-_GLM: Table = {**ATTENTION_NORM, **attention(), **FFN_NORM, **fused_gated()}
-_UNGATED: Table = {**ATTENTION_NORM, **attention(), **FFN_NORM, **plain()}
+_GRANITE_SWA: Table = {**_BLOCK, **sinks()}
+_GLM: Table = {**PLAIN, **fused_gated()}
+_UNGATED: Table = {**PLAIN, **plain()}
 _HUNYUAN: Table = {
     **_BLOCK,
     **query_key_norms(query="query_layernorm", key="key_layernorm"),
@@ -135,15 +52,15 @@ _NANOCHAT: Table = {**attention(), **plain("mlp.fc1", "mlp.fc2")}
 _COHERE: Table = {
     **ATTENTION_NORM,
     **attention(),
-    **other("self_attn.q_norm.weight", "query_norm", ("query_head", "head"), optional=True),
-    **other("self_attn.k_norm.weight", "key_norm", ("key_value_head", "head"), optional=True),
+    **other("self_attn.q_norm.weight", "query_norm", ("heads", "head"), optional=True),
+    **other("self_attn.k_norm.weight", "key_norm", ("kv_heads", "head"), optional=True),
     **gated(),
     **ROPE_BUFFER,
 }
 
 _PHI3: Table = {
     **ATTENTION_NORM,
-    **fused("self_attn.qkv_proj", {"query": "query", "key": "key_value", "value": "value"}),
+    **fused("self_attn.qkv_proj", QUERY_KEY_VALUE),
     **linear("self_attn.o_proj", "attention_output", "residual", "attended"),
     **FFN_NORM,
     **fused_gated(),
@@ -156,8 +73,8 @@ _APERTUS: Table = {
     **query_key_norms(),
     **norm("feedforward_layernorm", "ffn_norm"),
     **linear("mlp.up_proj", "up", "ffn", "residual"),
-    **other("mlp.act_fn.alpha_p", "positive_slope", ("single",), optional=True),
-    **other("mlp.act_fn.alpha_n", "negative_slope", ("single",), optional=True),
+    **other("mlp.act_fn.alpha_p", "positive_slope", ("one",), optional=True),
+    **other("mlp.act_fn.alpha_n", "negative_slope", ("one",), optional=True),
     **linear("mlp.down_proj", "ffn_output", "residual", "ffn"),
     **buffers("mlp.act_fn.beta", "mlp.act_fn.eps"),
 }
@@ -178,8 +95,8 @@ _DOGE: Table = {
     **ATTENTION_NORM,
     **attention(),
     **query_key_norms(),
-    **linear("self_attn.dt_proj", "value_step", "key_value_head", "value"),
-    **other("self_attn.A", "value_decay", ("key_value_head",)),
+    **linear("self_attn.dt_proj", "value_step", "kv_heads", "value"),
+    **other("self_attn.A", "value_decay", ("kv_heads",)),
     **other("input_residual", "attention_residual_scale", ("residual",), silent=1.0),
     **FFN_NORM,
     **gated(),
@@ -206,7 +123,7 @@ def _depth_scale(config: Config, depth: int) -> dict[str, Any]:
 def _cohere_heads(config: Config) -> Heads | None:
     """Read Cohere's heads; in its larger models each is normed with gains of its own."""
     own = bool(config["use_qk_norm"])
-    return heads_with(pairing="adjacent", normed=own, fixed=own)(config)
+    return heads_with(planes="adjacent", normed=own, fixed=own)(config)
 
 
 def _olmo_heads(config: Config) -> Heads | None:
@@ -216,7 +133,12 @@ def _olmo_heads(config: Config) -> Heads | None:
 
 
 def _alike(block: Table, *model_types: str, **rules: Any) -> tuple[Family, ...]:
-    """Return families whose blocks have the same tensors and whose configs the same rules."""
+    """Return families whose blocks have the same tensors and whose configs the same rules.
+
+    Unless their rules say otherwise their heads are free but for RoPE, and their FFNs, where they
+    have a gate, linear in the up projection.
+    """
+    rules = {"heads": rope_heads, "bilinear": True, **rules}
     return tuple(Family(model_type, {"block": block}, **rules) for model_type in model_types)
 
 
@@ -247,29 +169,7 @@ FAMILIES = (
     *_alike(_HUNYUAN, "hunyuan_v1_dense", heads=normed_heads),
     *_alike(_APERTUS, "apertus", heads=normed_heads),
     *_alike(_BITNET, "bitnet", heads=heads_with(fixed=True, gated=True)),
-    Family("doge", {"dense": _DOGE, "experts": _DOGE_EXPERTS}, heads=no_heads),
-    Family("youtu", _LATENT, heads=no_heads),
-    Family("minicpm3", _LATENT, heads=no_heads, for_depth=_depth_scale),
+    Family("doge", {"dense": _DOGE, "experts": _DOGE_EXPERTS}, heads=no_heads, bilinear=True),
+    Family("youtu", _LATENT, heads=no_heads, bilinear=True),
+    Family("minicpm3", _LATENT, heads=no_heads, bilinear=True, for_depth=_depth_scale),
 )
-
-_MORE_THAN_TEXT = "it reads more than text, and deepen grows decoders of text alone"
-
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(("emu3", "fuyu", "mllama", "got_ocr2", "phi4_multimodal"), _MORE_THAN_TEXT),
-    "diffllama": (
-        "how much each block subtracts in its differential attention depends on the block's index, "
-        "and no config field can keep that for blocks that move up"
-    ),
-    "beam": (
-        "its blocks scale the stream, and what they add to it, by their index, and no config field "
-        "can keep that for blocks that move up"
-    ),
-    "hrm_text": (
-        "its two stacks run many times over for every token, and config.json counts the runs and "
-        "not the blocks"
-    ),
-    "blt": (
-        "it has an encoder of bytes, a decoder of bytes and a stack over patches, each with blocks "
-        "of its own, and finds patches with a fourth model"
-    ),
-}

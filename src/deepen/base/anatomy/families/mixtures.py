@@ -1,161 +1,357 @@
-"""What tables of mixtures of experts are put together from.
+"""Mixtures of experts.
 
-Most checkpoints hold three tensors for each expert, and transformers one or two for all of them:
-a table has a kind of block for each layout. Kinds are composed: everything around the FFN, the
-router and shared experts beside the experts, and the experts themselves.
+Those with latent attention are in ``latent_mixtures``, those whose routers have a bias for balance
+in ``balanced_mixtures``.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
-from deepen.base.anatomy.families.llama import (
-    ATTENTION_NORM,
-    FFN_NORM,
-    LAYER_TYPES,
-    attention,
-    gated,
-    query_key_norms,
+from deepen.base.anatomy.experts import (
+    BOTH_TYPES,
+    DENSE_FIRST,
+    SPARSE_MOE,
+    W123,
+    banked,
+    dense_listed,
+    either,
+    mixture,
+    router,
+    shared,
+    single,
 )
-from deepen.base.anatomy.family import Config
-from deepen.base.anatomy.tensors import Split, Table, bank, linear, norm, other
+from deepen.base.anatomy.family import Config, Family, Heads
+from deepen.base.anatomy.parts import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT_NORM,
+    FFN_NORM,
+    FFN_OUTPUT_NORM,
+    LAYER_TYPES,
+    NORMED,
+    PLAIN,
+    QUERY_KEY_VALUE,
+    adjacent_heads,
+    attention,
+    fused,
+    fused_gated,
+    gated,
+    heads_with,
+    linear,
+    no_heads,
+    norm,
+    normed_heads,
+    other,
+    query_key_norms,
+    rope_heads,
+    sinks,
+    wide_norms,
+)
+from deepen.base.anatomy.tensors import Table
 
-_GATE_UP = {"gate": ("expert_ffn", "residual"), "up": ("expert_ffn", "residual")}
-_DOWN = {"ffn_output": ("residual", "expert_ffn")}
-
-FFN_TYPES = ("mlp_layer_types",)
-BOTH_TYPES = (*LAYER_TYPES, *FFN_TYPES)
-DENSE_FIRST = ("first_k_dense_replace",)
-
-PLAIN: Table = {**ATTENTION_NORM, **attention(), **FFN_NORM}
-NORMED: Table = {**PLAIN, **query_key_norms()}
-# All queries of a token are normed as one vector, and all its keys.
-WIDE_NORMS: Table = {
-    **norm("self_attn.q_norm", "query_norm", "query"),
-    **norm("self_attn.k_norm", "key_norm", "key_value"),
-}
-
-Kinds = Mapping[str, Table]
-"""Kind of block → its tensors."""
-
-
-def banked(
-    name: str = "mlp.experts",
-    *,
-    gate_up: str = "gate_up_proj",
-    down: str = "down_proj",
-    split: Split = "rows",
-    transposed: bool = False,
-    biased: bool = False,
-    writes: bool | None = None,
-) -> Table:
-    """Describe experts as transformers holds them in memory: one tensor for all.
-
-    Args:
-        name: Name of the module inside the block.
-        gate_up: Name of the tensor with gate and up projections.
-        down: Name of the tensor with down projections.
-        split: How gate and up share the rows.
-        transposed: Whether each expert's weights are stored ``[in, out]``.
-        biased: Whether there are biases too.
-        writes: As in ``linear``.
-    """
-    both, out = f"{name}.{gate_up}", f"{name}.{down}"
-    how: dict[str, Any] = {"transposed": transposed, "writes": writes}
-    return {
-        **bank(both, _GATE_UP, split=split, bias=f"{both}_bias" if biased else None, **how),
-        **bank(out, _DOWN, bias=f"{out}_bias" if biased else None, **how),
-    }
-
-
-def single(
-    name: str = "mlp.experts",
-    gate: str = "gate_proj",
-    up: str = "up_proj",
-    down: str = "down_proj",
-    *,
-    writes: bool | None = None,
-) -> Table:
-    """Describe experts with tensors of their own, as checkpoints hold them."""
-    unit = "*"
-    return {
-        **linear(f"{name}.*.{gate}", "gate", "expert_ffn", "residual", unit=unit),
-        **linear(f"{name}.*.{up}", "up", "expert_ffn", "residual", unit=unit),
-        **linear(
-            f"{name}.*.{down}", "ffn_output", "residual", "expert_ffn", unit=unit, writes=writes
+_MIXTRAL = (
+    Family(
+        "mixtral",
+        mixture(PLAIN, router("block_sparse_moe.gate"), stored=W123, renamed=SPARSE_MOE),
+        heads=rope_heads,
+        bilinear=True,
+    ),
+    Family(
+        "phimoe",
+        mixture(
+            PLAIN,
+            router("block_sparse_moe.gate"),
+            stored=W123,
+            renamed={"block_sparse_moe.gate": "mlp.router"},
         ),
-    }
+        final_norm=("model.norm.weight", "model.norm.bias"),
+        optional_outside=("lm_head.bias",),
+        heads=rope_heads,
+        bilinear=True,
+    ),
+)
 
 
-# Mixtral and its kin call gate, up and down w1, w3 and w2, and their FFN otherwise than in memory.
-W123 = single("block_sparse_moe.experts", "w1", "w3", "w2")
-SPARSE_MOE = {"block_sparse_moe.": "mlp."}
+_QWEN = (
+    Family(
+        "qwen2_moe",
+        mixture(
+            PLAIN,
+            {
+                **router(),
+                **shared("mlp.shared_expert"),
+                **linear("mlp.shared_expert_gate", "shared_gate", "one", "residual"),
+            },
+            dense=gated(),
+        ),
+        per_layer_lists=LAYER_TYPES,
+        index_lists=("mlp_only_layers",),
+        prefix_counts=("max_window_layers",),
+        explicit=dense_listed,
+        heads=rope_heads,
+        bilinear=True,
+    ),
+    Family(
+        "qwen3_moe",
+        mixture(NORMED, router(), dense=gated()),
+        index_lists=("mlp_only_layers",),
+        explicit=dense_listed,
+        heads=normed_heads,
+        bilinear=True,
+    ),
+    Family(
+        "flint",
+        mixture(
+            {**NORMED, **sinks("self_attn.softmax_offset")},
+            {**router(), **shared("mlp.shared_expert")},
+            renamed={"softmax_offset": "sinks"},
+            dense=gated(),
+        ),
+        per_layer_lists=LAYER_TYPES,
+        index_lists=("mlp_only_layers",),
+        explicit=dense_listed,
+        heads=normed_heads,
+        bilinear=True,
+    ),
+    Family(
+        "mellum",
+        mixture(NORMED, router(), dense=gated()),
+        carried=("mtp.",),
+        per_layer_lists=BOTH_TYPES,
+        heads=normed_heads,
+        bilinear=True,
+    ),
+)
+
+# What leaves attention and FFN is normed; see ``postnorm``.
+_OLMO = (
+    Family(
+        "olmoe", mixture({**PLAIN, **wide_norms()}, router()), heads=normed_heads, bilinear=True
+    ),
+    Family(
+        "flex_olmo",
+        mixture(
+            {
+                **attention(writes=False),
+                **wide_norms(),
+                **ATTENTION_OUTPUT_NORM,
+                **FFN_OUTPUT_NORM,
+            },
+            router(),
+            stored=single(writes=False),
+            memory=banked(writes=False),
+        ),
+        heads=normed_heads,
+        bilinear=True,
+    ),
+)
+
+# One norm before attention and FFN, which run side by side.
+_COHERE_AROUND: Table = {**ATTENTION_NORM, **attention()}
+_COHERE = Family(
+    "cohere2_moe",
+    either(
+        mixture(_COHERE_AROUND, router(), dense=gated()),
+        mixture(_COHERE_AROUND, {**router(), **shared()}),
+        "shared experts",
+    ),
+    per_layer_lists=BOTH_TYPES,
+    prefix_counts=DENSE_FIRST,
+    heads=adjacent_heads,
+    bilinear=True,
+)
+
+_GRANITE_STORED: Table = banked(
+    "block_sparse_moe", gate_up="input_linear.weight", down="output_linear.weight"
+)
+_GRANITE_SHARED: Table = fused_gated(
+    "shared_mlp", "input_linear", "output_linear", axis="shared_ffn", unit="shared"
+)
 
 
-def router(name: str = "mlp.gate", correction: str = "") -> Table:
-    """Describe what sends tokens to experts: its weight, and the bias that only its choice sees."""
-    table = linear(name, "router", "expert", "residual")
-    return {**table, **other(correction, "router_correction", ("expert",))} if correction else table
+def _granite(around: Table, beside: Table) -> dict[str, Table]:
+    """Compose the blocks of Granite's mixtures."""
+    return mixture(
+        around,
+        {**router("block_sparse_moe.router.layer"), **beside},
+        stored=_GRANITE_STORED,
+        memory=banked("block_sparse_moe.experts"),
+        renamed={"router.layer": "router"},
+    )
 
 
-def shared(name: str = "mlp.shared_experts", *, writes: bool = True) -> Table:
-    """Describe an FFN that every token passes, beside the experts."""
-    return gated(name, axis="shared_ffn", unit="shared", writes=writes)
+_GRANITE_SINKS: Table = {**PLAIN, **sinks()}
+
+_GRANITE = (
+    Family("granitemoe", _granite(PLAIN, {}), heads=rope_heads, bilinear=True),
+    Family(
+        "granitemoeshared",
+        either(_granite(PLAIN, {}), _granite(PLAIN, _GRANITE_SHARED), "shared expert"),
+        heads=rope_heads,
+        bilinear=True,
+    ),
+    Family(
+        "granitemoe_swa",
+        either(
+            _granite(_GRANITE_SINKS, {}),
+            _granite(_GRANITE_SINKS, _GRANITE_SHARED),
+            "shared expert",
+        ),
+        per_layer_lists=(*LAYER_TYPES, "layer_rope_theta"),
+        heads=rope_heads,
+        bilinear=True,
+    ),
+)
+
+_GPT_OSS = Family(
+    "gpt_oss",
+    {
+        "experts": {
+            **PLAIN,
+            **sinks(),
+            **router("mlp.router"),
+            **banked(split="alternate", transposed=True, biased=True),
+        }
+    },
+    per_layer_lists=LAYER_TYPES,
+    # Up projections are cut off, and one is added.
+    bilinear=False,
+    heads=rope_heads,
+)
 
 
-def mixture(
-    around: Table,
-    beside: Table,
-    *,
-    stored: Table | None = None,
-    memory: Table | None = None,
-    renamed: Mapping[str, str] = MappingProxyType({}),
-    dense: Table | None = None,
-) -> dict[str, Table]:
-    """Compose the kinds of block of a mixture, in both layouts.
-
-    Args:
-        around: Everything but the FFN.
-        beside: Router and shared experts.
-        stored: The experts as checkpoints hold them; by default as Qwen's do.
-        memory: The experts as transformers holds them; by default as most families do.
-        renamed: Parts of other names that transformers changes as it loads: stored → in memory.
-        dense: The FFN of blocks without experts, where there are such.
-    """
-    inside, around_inside = _renamed({**around, **beside}, renamed), _renamed(around, renamed)
-    kinds: dict[str, Table] = {
-        "experts": {**around, **beside, **(single() if stored is None else stored)},
-        "experts in memory": {**inside, **(banked() if memory is None else memory)},
-    }
-    if dense is not None:
-        kinds["dense"] = {**around, **dense}
-        if around_inside.keys() != around.keys():
-            kinds["dense in memory"] = {**around_inside, **dense}
-    return kinds
+def _llama4_heads(config: Config) -> Heads | None:
+    """Read Llama 4's heads: queries and keys are brought to one length after RoPE."""
+    return heads_with(planes="adjacent", normed=bool(config.get("use_qk_norm")))(config)
 
 
-def _renamed(table: Table, parts: Mapping[str, str]) -> Table:
-    """Return a table with parts of its names replaced."""
-    result = {}
-    for name, spec in table.items():
-        for old, new in parts.items():
-            name = name.replace(old, new)
-        result[name] = spec
-    return result
+_LLAMA4 = Family(
+    "llama4_text",
+    {
+        "dense": {**PLAIN, **gated("feed_forward")},
+        "experts": {
+            **PLAIN,
+            **router("feed_forward.router"),
+            **shared("feed_forward.shared_expert"),
+            **banked("feed_forward.experts", transposed=True),
+        },
+    },
+    per_layer_lists=("no_rope_layers", *LAYER_TYPES),
+    index_lists=("moe_layers",),
+    heads=_llama4_heads,
+    bilinear=True,
+    embeds_apart=True,
+)
+
+_HUNYUAN = Family(
+    "hunyuan_v1_moe",
+    mixture(
+        {
+            **ATTENTION_NORM,
+            **attention(),
+            **query_key_norms(query="query_layernorm", key="key_layernorm"),
+            **FFN_NORM,
+        },
+        {**router("mlp.gate.wg"), **shared("mlp.shared_mlp")},
+    ),
+    per_layer_lists=("moe_topk", "moe_intermediate_size", "num_shared_expert"),
+    heads=normed_heads,
+    bilinear=True,
+)
+
+_ARIA = Family(
+    "aria_text",
+    mixture(
+        PLAIN,
+        {**router("mlp.router"), **shared()},
+        stored=banked(gate_up="fc1.weight", down="fc2.weight", transposed=True),
+        memory=banked(transposed=True),
+    ),
+    heads=rope_heads,
+    bilinear=True,
+)
+
+# A mixture of attentions too, which share keys and values. Its experts have a router of their own,
+# so that they are no units: their order stays.
+_JETMOE = Family(
+    "jetmoe",
+    {
+        "block": {
+            **ATTENTION_NORM,
+            **fused("self_attention.kv_proj", {"key": "key_value", "value": "key_value"}),
+            **linear(
+                "self_attention.experts.router.layer",
+                "attention_router",
+                "attention_expert",
+                "residual",
+            ),
+            **other(
+                "self_attention.experts.input_linear.weight",
+                "expert_queries",
+                ("attention_expert", "attended", "residual"),
+            ),
+            **other(
+                "self_attention.experts.output_linear.weight",
+                "expert_attention_outputs",
+                ("attention_expert", "residual", "attended"),
+                silent=0.0,
+            ),
+            **other(
+                "self_attention.experts.bias", "attention_output_bias", ("residual",), silent=0.0
+            ),
+            **FFN_NORM,
+            **router("mlp.router.layer"),
+            **banked("mlp", gate_up="input_linear.weight", down="output_linear.weight"),
+            **other("mlp.bias", "ffn_output_bias", ("residual",), silent=0.0),
+        }
+    },
+    heads=no_heads,
+    bilinear=True,
+    preload=("JetMoeAttention",),
+)
 
 
-def expert_groups(config: Config, shapes: object = None) -> dict[str, int]:
-    """Count the groups of experts that a router chooses among before it chooses experts."""
-    groups, chosen = config.get("n_group") or 1, config.get("topk_group") or 1
-    limited = config.get("topk_method") != "greedy" and chosen < groups
-    return {"expert_groups": groups if limited else 1}
+def _dbrx_heads(config: Config) -> Heads:
+    """Read DBRX's heads."""
+    heads, key_value = config["n_heads"], config["attn_config"]["kv_n_heads"]
+    width = config["d_model"] // heads
+    return Heads(
+        heads, key_value, width, width, rotary=width, normed=False, fixed=False, gated=False
+    )
 
 
-def sinks(name: str = "self_attn.sinks") -> Table:
-    """Describe one learned logit per head, which takes attention away from all tokens."""
-    return other(name, "sinks", ("heads",))
+# One matrix holds the rows of all experts, and the config alone tells where one ends; so they are
+# no units, and their order stays.
+_DBRX = Family(
+    "dbrx",
+    {
+        "block": {
+            **norm("norm_attn_norm.norm_1", "attention_norm"),
+            **fused("norm_attn_norm.attn.Wqkv", QUERY_KEY_VALUE),
+            **linear("norm_attn_norm.attn.out_proj", "attention_output", "residual", "attended"),
+            **norm("norm_attn_norm.norm_2", "ffn_norm"),
+            **router("ffn.router.layer"),
+            **other("ffn.experts.mlp.w1", "expert_gates", ("expert_rows", "residual")),
+            **other("ffn.experts.mlp.v1", "expert_ups", ("expert_rows", "residual")),
+            **other(
+                "ffn.experts.mlp.w2", "expert_outputs", ("expert_rows", "residual"), silent=0.0
+            ),
+        }
+    },
+    embeddings="transformer.wte.weight",
+    final_norm=("transformer.norm_f.weight",),
+    block_prefix="transformer.blocks.",
+    depth_field="n_layers",
+    heads=_dbrx_heads,
+    preload=("DbrxExperts",),
+)
 
-
-def either(without: Kinds, having: Kinds, what: str) -> dict[str, Table]:
-    """Join the kinds of models that lack something with those of models that have it."""
-    return {**without, **{f"{kind}, {what}": table for kind, table in having.items()}}
+FAMILIES = (
+    *_MIXTRAL,
+    *_QWEN,
+    *_OLMO,
+    _GPT_OSS,
+    *_GRANITE,
+    _HUNYUAN,
+    _COHERE,
+    _LLAMA4,
+    _ARIA,
+    _JETMOE,
+    _DBRX,
+)

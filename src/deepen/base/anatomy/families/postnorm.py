@@ -8,47 +8,46 @@ Gemma 4 has more that is normed on the way out than Gemma 2 and 3: queries, keys
 the attention, and beside the FFN a mixture of experts. What leaves the block is then scaled.
 """
 
-from dataclasses import replace
+from typing import Any
 
-from deepen.base.anatomy.families.llama import (
+from deepen.base.anatomy.family import Family, Refusal
+from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
+    ATTENTION_OUTPUT_NORM,
     FFN_NORM,
+    FFN_OUTPUT_NORM,
+    LAYER_TYPES,
+    PLAIN,
+    adjacent_heads,
     attention,
+    bank,
+    fused_gated,
     gated,
+    linear,
+    no_heads,
+    norm,
+    normed_heads,
+    other,
     query_key_norms,
+    rope_heads,
+    wide_norms,
 )
-from deepen.base.anatomy.family import Config, Family, Heads, Refusal, rope_heads
-from deepen.base.anatomy.tensors import Table, bank, fused, linear, norm, other
+from deepen.base.anatomy.tensors import Table
+from deepen.base.anatomy.vocabulary import Axis
 
-ATTENTION_OUTPUT_NORM = norm("post_attention_layernorm", "attention_output_norm", silent=0.0)
-FFN_OUTPUT_NORM = norm("post_feedforward_layernorm", "ffn_output_norm", silent=0.0)
-GEMMA_FFN_NORM = norm("pre_feedforward_layernorm", "ffn_norm")
-LAYER_TYPES = ("layer_types",)
-
-
-def normed_heads(config: Config) -> Heads | None:
-    """Read the heads of families that norm queries and keys."""
-    heads = rope_heads(config)
-    return heads and replace(heads, normed=True)
-
-
-def _glm4_heads(config: Config) -> Heads | None:
-    """Read GLM-4's heads: RoPE turns neighbouring dimensions."""
-    heads = rope_heads(config)
-    return heads and replace(heads, pairing="adjacent")
-
+_GEMMA_FFN_NORM = norm("pre_feedforward_layernorm", "ffn_norm")
 
 # Gemma 2 and 3 compute (1 + weight) · x: the gain is zero at -1.
 _GEMMA: Table = {
     **ATTENTION_NORM,
     **attention(writes=False),
     **norm("post_attention_layernorm", "attention_output_norm", silent=-1.0),
-    **GEMMA_FFN_NORM,
+    **_GEMMA_FFN_NORM,
     **gated(writes=False),
     **norm("post_feedforward_layernorm", "ffn_output_norm", silent=-1.0),
 }
 
-_VAULTGEMMA: Table = {**ATTENTION_NORM, **attention(), **GEMMA_FFN_NORM, **gated()}
+_VAULTGEMMA: Table = {**ATTENTION_NORM, **attention(), **_GEMMA_FFN_NORM, **gated()}
 
 # Nothing is normed on the way in.
 _OUTPUT_NORMED: Table = {
@@ -58,20 +57,14 @@ _OUTPUT_NORMED: Table = {
     **FFN_OUTPUT_NORM,
 }
 
-# OLMo norms all queries of a token as one vector, and all its keys.
-_OLMO: Table = {
-    **_OUTPUT_NORMED,
-    **norm("self_attn.q_norm", "query_norm", "query"),
-    **norm("self_attn.k_norm", "key_norm", "key_value"),
-}
+_OLMO: Table = {**_OUTPUT_NORMED, **wide_norms()}
 
 _GLM4: Table = {
     **ATTENTION_NORM,
     **attention(writes=False),
     **norm("post_self_attn_layernorm", "attention_output_norm", silent=0.0),
     **FFN_NORM,
-    **fused("mlp.gate_up_proj", {"gate": "ffn", "up": "ffn"}),
-    **linear("mlp.down_proj", "ffn_output", "residual", "ffn", writes=False),
+    **fused_gated(writes=False),
     **norm("post_mlp_layernorm", "ffn_output_norm", silent=0.0),
 }
 
@@ -84,7 +77,7 @@ _HYPERCLOVAX: dict[str, Table] = {
         **gated(writes=False),
         **norm("post_norm2", "ffn_output_norm", silent=0.0),
     },
-    "without norms on the way out": {**ATTENTION_NORM, **attention(), **FFN_NORM, **gated()},
+    "without norms on the way out": {**PLAIN, **gated()},
 }
 
 
@@ -119,12 +112,12 @@ def _gemma4(*, values: bool, experts: bool) -> Table:
         **attended,
         **query_key_norms(),
         **ATTENTION_OUTPUT_NORM,
-        **GEMMA_FFN_NORM,
+        **_GEMMA_FFN_NORM,
         **gated(axis="shared_ffn" if experts else "ffn", unit=unit, writes=False),
         **(mixture if experts else {}),
         **FFN_OUTPUT_NORM,
         # The whole stream is multiplied by it, not only what the block adds.
-        **other("layer_scalar", "residual_scale", ("single",), silent=1.0),
+        **other("layer_scalar", "residual_scale", ("one",), silent=1.0),
     }
 
 
@@ -147,15 +140,18 @@ _GEMMA4_REFUSALS = (
     ),
 )
 
-_WIDTHS = frozenset({"query", "key_value", "value", "attended", "head"})
+_WIDTHS: frozenset[Axis] = frozenset({"query", "key_value", "value", "attended", "head"})
+
+_ROPE: dict[str, Any] = {"heads": rope_heads, "bilinear": True}
+_NORMED: dict[str, Any] = {"heads": normed_heads, "bilinear": True}
 
 FAMILIES = (
-    Family("gemma2", {"block": _GEMMA}, per_layer_lists=LAYER_TYPES),
+    Family("gemma2", {"block": _GEMMA}, per_layer_lists=LAYER_TYPES, **_ROPE),
     Family(
         "gemma3_text",
         {"block": {**_GEMMA, **query_key_norms()}},
         per_layer_lists=LAYER_TYPES,
-        heads=normed_heads,
+        **_NORMED,
     ),
     *(
         Family(
@@ -163,46 +159,22 @@ FAMILIES = (
             _GEMMA4,
             per_layer_lists=LAYER_TYPES,
             # Values are normed too, and the heads of full attention are wider.
-            heads=lambda config: None,
+            heads=no_heads,
+            bilinear=True,
             varying=_WIDTHS,
             refusals=_GEMMA4_REFUSALS,
         )
         for model_type in ("gemma4_text", "gemma4_unified_text")
     ),
-    Family("vaultgemma", {"block": _VAULTGEMMA}, per_layer_lists=LAYER_TYPES),
-    Family("olmo2", {"block": _OLMO}, heads=normed_heads),
-    Family("olmo3", {"block": _OLMO}, per_layer_lists=LAYER_TYPES, heads=normed_heads),
-    Family("glm4", {"block": _GLM4}, heads=_glm4_heads),
+    Family("vaultgemma", {"block": _VAULTGEMMA}, per_layer_lists=LAYER_TYPES, **_ROPE),
+    Family("olmo2", {"block": _OLMO}, **_NORMED),
+    Family("olmo3", {"block": _OLMO}, per_layer_lists=LAYER_TYPES, **_NORMED),
+    Family("glm4", {"block": _GLM4}, heads=adjacent_heads, bilinear=True),
     Family(
         "exaone4",
         {"block": {**_OUTPUT_NORMED, **query_key_norms()}},
         per_layer_lists=LAYER_TYPES,
-        heads=normed_heads,
+        **_NORMED,
     ),
-    Family("hyperclovax", _HYPERCLOVAX),
+    Family("hyperclovax", _HYPERCLOVAX, **_ROPE),
 )
-
-
-def _vision(text: str) -> str:
-    """Say what to do with a model that holds a text model beside others."""
-    return (
-        f"it reads images too; save its text model as a checkpoint of its own, of family {text!r}, "
-        f"as docs/architectures.md shows, and grow that"
-    )
-
-
-_GEMMA3N = (
-    "its blocks mix four streams by AltUp and add to them what no weight can turn off, and its "
-    "per-layer embeddings and shared keys and values are counted by block"
-)
-_ASSISTANT = "its blocks use the keys and values of another model, which it speeds up"
-
-REFUSED: dict[str, str] = {
-    "gemma3": _vision("gemma3_text"),
-    "gemma4": _vision("gemma4_text"),
-    "gemma4_unified": _vision("gemma4_unified_text"),
-    "gemma3n": _GEMMA3N,
-    "gemma3n_text": _GEMMA3N,
-    "gemma4_assistant": _ASSISTANT,
-    "gemma4_unified_assistant": _ASSISTANT,
-}

@@ -1,14 +1,31 @@
 """Families without attention, or with a recurrence in its place in most blocks."""
 
-from deepen.base.anatomy.families.llama import attention, gated, no_heads
-from deepen.base.anatomy.families.mixers import conv, first_differs, mamba, mamba2
 from deepen.base.anatomy.family import Config, Family, Refusal
-from deepen.base.anatomy.tensors import Table, linear, norm, other
+from deepen.base.anatomy.mixers import (
+    conv,
+    first_differs,
+    mamba,
+    mamba2,
+)
+from deepen.base.anatomy.parts import (
+    attention,
+    gated,
+    linear,
+    no_heads,
+    norm,
+    other,
+    rope_heads,
+)
+from deepen.base.anatomy.tensors import Table
+from deepen.base.anatomy.vocabulary import Axis
 
 _MAMBA: Table = {**norm("norm", "mixer_norm"), **mamba("mixer")}
 _MAMBA2: Table = {**norm("norm", "mixer_norm"), **mamba2("mixer")}
 
 _GRIFFIN_FFN: Table = {**norm("channel_pre_norm", "ffn_norm"), **gated("mlp_block")}
+_RG_LRU = "temporal_block.rg_lru"
+_GATE_WEIGHT: tuple[Axis, ...] = ("mixer_head", "mixer_head_in", "mixer_head_out")
+_GATE_BIAS: tuple[Axis, ...] = ("mixer_head", "mixer_head_out")
 _GRIFFIN: dict[str, Table] = {
     "attention": {
         **norm("temporal_pre_norm", "attention_norm"),
@@ -20,16 +37,11 @@ _GRIFFIN: dict[str, Table] = {
         **linear("temporal_block.linear_y", "mixer_gate", "mixer", "residual"),
         **linear("temporal_block.linear_x", "mixer_input", "mixer", "residual"),
         **conv("temporal_block.conv_1d", "mixer_conv", "mixer"),
-        **other("temporal_block.rg_lru.recurrent_param", "mixer_decay", ("mixer",)),
-        **{
-            f"temporal_block.rg_lru.{gate}_gate_{what}": spec
-            for gate in ("input", "recurrent")
-            for what, axes in (
-                ("weight", ("mixer_head", "mixer_head_in", "mixer_head_out")),
-                ("bias", ("mixer_head", "mixer_head_out")),
-            )
-            for spec in other("", f"mixer_{gate}_gate_{what}", axes).values()
-        },
+        **other(f"{_RG_LRU}.recurrent_param", "mixer_decay", ("mixer",)),
+        **other(f"{_RG_LRU}.input_gate_weight", "mixer_input_gate_weight", _GATE_WEIGHT),
+        **other(f"{_RG_LRU}.input_gate_bias", "mixer_input_gate_bias", _GATE_BIAS),
+        **other(f"{_RG_LRU}.recurrent_gate_weight", "mixer_recurrent_gate_weight", _GATE_WEIGHT),
+        **other(f"{_RG_LRU}.recurrent_gate_bias", "mixer_recurrent_gate_bias", _GATE_BIAS),
         **linear("temporal_block.linear_out", "mixer_output", "residual", "mixer"),
         **_GRIFFIN_FFN,
     },
@@ -44,7 +56,7 @@ def _repeated(config: Config) -> dict[str, list[str]]:
 
 def _rwkv() -> Table:
     """Describe RWKV's blocks. arXiv 2305.13048, section 3.1."""
-    mixed = ("one", "one", "residual")
+    mixed: tuple[Axis, ...] = ("one", "one", "residual")
     return {
         **norm("ln1", "attention_norm"),
         **other("attention.time_decay", "mixer_decay", ("mixer",)),
@@ -67,22 +79,14 @@ def _rwkv() -> Table:
 
 def _xlstm() -> Table:
     """Describe xLSTM's blocks, of mLSTM alone. arXiv 2503.13427, section 2."""
-    inner = {
-        "q": ("mixer_query", "mixer_key"),
-        "k": ("mixer_key", "mixer_key"),
-        "v": ("mixer_value", "mixer"),
-        "ogate_preact": ("mixer_gate", "mixer"),
-        "igate_preact": ("mixer_rate", "mixer_head"),
-        "fgate_preact": ("mixer_forget", "mixer_head"),
-    }
-    mixer: Table = {
-        tensor: spec
-        for name, (role, axis) in inner.items()
-        for tensor, spec in linear(f"mlstm_layer.{name}", role, axis, "residual").items()
-    }
     return {
         **norm("norm_mlstm", "attention_norm"),
-        **mixer,
+        **linear("mlstm_layer.q", "mixer_query", "mixer_key", "residual"),
+        **linear("mlstm_layer.k", "mixer_key", "mixer_key", "residual"),
+        **linear("mlstm_layer.v", "mixer_value", "mixer", "residual"),
+        **linear("mlstm_layer.ogate_preact", "mixer_gate", "mixer", "residual"),
+        **linear("mlstm_layer.igate_preact", "mixer_rate", "mixer_head", "residual"),
+        **linear("mlstm_layer.fgate_preact", "mixer_forget", "mixer_head", "residual"),
         **norm("mlstm_layer.multihead_norm", "mixer_inner_norm", "mixer"),
         **linear("mlstm_layer.out_proj", "mixer_output", "residual", "mixer"),
         **norm("norm_ffn", "ffn_norm"),
@@ -117,6 +121,7 @@ FAMILIES = (
         block_prefix="backbone.blocks.",
         depth_aliases=("num_blocks",),
         heads=no_heads,
+        bilinear=True,
     ),
     Family(
         "recurrent_gemma",
@@ -125,6 +130,8 @@ FAMILIES = (
         per_layer_lists=("block_types",),
         explicit=_repeated,
         norm_offset=1.0,
+        heads=rope_heads,
+        bilinear=True,
     ),
     Family(
         "rwkv",
@@ -144,5 +151,3 @@ FAMILIES = (
         ),
     ),
 )
-
-REFUSED: dict[str, str] = {}

@@ -1,33 +1,42 @@
-"""Hybrids: families in which only some blocks have attention, or all have something beside it.
+"""Hybrids of attention and Mamba, in blocks of their own or side by side.
 
-Those with Mamba stand here. Kinds of block are composed: one kind for each token mixer, FFN and
-layout that go together.
+Kinds of block are composed: one kind for each token mixer, FFN and layout that go together.
 """
 
-from dataclasses import replace
-
-from deepen.base.anatomy.families import convolution, indexed, recurrent
-from deepen.base.anatomy.families import linear as linear_hybrids
-from deepen.base.anatomy.families.linear import MTP
-from deepen.base.anatomy.families.llama import ATTENTION_NORM, FFN_NORM, attention, gated
-from deepen.base.anatomy.families.mixers import Kinds, mamba, mamba2, product
-from deepen.base.anatomy.families.mixtures import banked, expert_groups, router, single
-from deepen.base.anatomy.family import Config, Family, Heads, rope_heads
-from deepen.base.anatomy.tensors import Table, bank, fused, linear, norm
+from deepen.base.anatomy.experts import (
+    banked,
+    expert_groups,
+    router,
+    single,
+)
+from deepen.base.anatomy.family import Config, Family, Heads
+from deepen.base.anatomy.mixers import (
+    mamba,
+    mamba2,
+    product,
+)
+from deepen.base.anatomy.parts import (
+    ATTENTION_NORM,
+    FFN_NORM,
+    attention,
+    bank,
+    fused_gated,
+    gated,
+    linear,
+    norm,
+    rope_heads,
+    unrotated_heads,
+)
+from deepen.base.anatomy.tensors import Kinds, Table
+from deepen.base.anatomy.vocabulary import Axis
 
 _FINAL_NORM = ("model.final_layernorm.weight",)
-
-
-def _unrotated(config: Config) -> Heads | None:
-    """Read the heads of families without position embeddings."""
-    heads = rope_heads(config)
-    return heads and replace(heads, rotary=0)
 
 
 def _granite_heads(config: Config) -> Heads | None:
     """Read Granite's heads: RoPE is a choice of the config."""
     rope = config.get("position_embedding_type") == "rope"
-    return rope_heads(config) if rope else _unrotated(config)
+    return rope_heads(config) if rope else unrotated_heads(config)
 
 
 _PRE_FFN_NORM = norm("pre_ff_layernorm", "ffn_norm")
@@ -70,11 +79,8 @@ _BAMBA_MIXERS: Kinds = {
 def _granite_ffns() -> dict[str, Table]:
     """Compose Granite's FFNs: one that all tokens pass, alone or beside experts."""
 
-    def always(unit: str, axis: str) -> Table:
-        return {
-            **fused("shared_mlp.input_linear", {"gate": axis, "up": axis}, unit=unit),
-            **linear("shared_mlp.output_linear", "ffn_output", "residual", axis, unit=unit),
-        }
+    def always(unit: str, axis: Axis) -> Table:
+        return fused_gated("shared_mlp", "input_linear", "output_linear", axis=axis, unit=unit)
 
     experts = {
         "experts": {
@@ -99,14 +105,11 @@ _FALCON_H1: dict[str, Table] = {
 }
 
 # One mixer or one FFN per block.
-_NEMOTRON_LATENT = {"up": ("expert_ffn", "latent")}, {"ffn_output": ("latent", "expert_ffn")}
-_NEMOTRON_PLAIN = {"up": ("expert_ffn", "residual")}, {"ffn_output": ("residual", "expert_ffn")}
 
 
 def _nemotron_experts(latent: bool) -> dict[str, Table]:
     """Compose Nemotron-H's experts, which have no gate and may live in a narrower space."""
-    width = "latent" if latent else "residual"
-    up, down = _NEMOTRON_LATENT if latent else _NEMOTRON_PLAIN
+    width: Axis = "latent" if latent else "residual"
     around: Table = {
         **norm("norm", "ffn_norm"),
         **router("mixer.gate", "mixer.gate.e_score_correction_bias"),
@@ -131,8 +134,8 @@ def _nemotron_experts(latent: bool) -> dict[str, Table]:
         },
         f"{kind} in memory": {
             **around,
-            **bank(f"{name}.up_proj", up),
-            **bank(f"{name}.down_proj", down),
+            **bank(f"{name}.up_proj", {"up": ("expert_ffn", width)}),
+            **bank(f"{name}.down_proj", {"ffn_output": (width, "expert_ffn")}),
         },
     }
 
@@ -155,21 +158,25 @@ FAMILIES = (
         product(_JAMBA_MIXERS, _JAMBA_FFNS),
         final_norm=_FINAL_NORM,
         pattern=_jamba_pattern,
-        heads=_unrotated,
+        heads=unrotated_heads,
+        bilinear=True,
     ),
     Family(
         "bamba",
         product(_BAMBA_MIXERS, {"": _FEED_FORWARD}),
         final_norm=_FINAL_NORM,
         index_lists=("attn_layer_indices",),
+        heads=rope_heads,
+        bilinear=True,
     ),
     Family(
         "granitemoehybrid",
         product(_BAMBA_MIXERS, _granite_ffns()),
         per_layer_lists=("layer_types", "layers_block_type"),
         heads=_granite_heads,
+        bilinear=True,
     ),
-    Family("falcon_h1", _FALCON_H1, final_norm=_FINAL_NORM),
+    Family("falcon_h1", _FALCON_H1, final_norm=_FINAL_NORM, heads=rope_heads, bilinear=True),
     Family(
         "nemotron_h",
         _NEMOTRON_H,
@@ -181,37 +188,7 @@ FAMILIES = (
         },
         per_layer_lists=("layers_block_type", "hybrid_override_pattern"),
         sizes=expert_groups,
-        carried=MTP,
-        heads=_unrotated,
+        carried=("mtp.",),
+        heads=unrotated_heads,
     ),
-    *indexed.FAMILIES,
-    *linear_hybrids.FAMILIES,
-    *convolution.FAMILIES,
-    *recurrent.FAMILIES,
 )
-
-_SHARED_BLOCKS = "all of its attention blocks are one and the same, so that none can be added"
-_MIXED_STREAMS = (
-    "its blocks mix several residual streams by a matrix that is never the identity, so that no "
-    "new block can leave them as they are"
-)
-_VISION = "it is a vision-language model; give deepen its text model as a checkpoint of its own"
-
-REFUSED: dict[str, str] = {
-    "zamba": _SHARED_BLOCKS,
-    "zamba2": _SHARED_BLOCKS,
-    "qwen4_exp_text": (
-        "its n-gram embeddings are hashed by how many blocks below have some, and a new block "
-        "could change that"
-    ),
-    "deepseek_v4": _MIXED_STREAMS,
-    "qwen3_5": _VISION,
-    "qwen3_5_moe": _VISION,
-    "qwen4_exp": _VISION,
-    "dots3_note": _VISION,
-    "inkling2_text": (
-        "every n-th of its blocks by index starts a new sum of the blocks below, and a new block "
-        "would move the starts"
-    ),
-    **recurrent.REFUSED,
-}

@@ -1,27 +1,11 @@
 """Mixtures whose routers have a bias for balance, which only their choice of experts sees."""
 
-from deepen.base.anatomy.families.llama import (
-    ATTENTION_NORM,
-    FFN_NORM,
-    LAYER_TYPES,
-    adjacent_heads,
-    attention,
-    fused_gated,
-    gated,
-    heads_with,
-    no_heads,
-    normed_heads,
-    query_key_norms,
-)
-from deepen.base.anatomy.families.mixtures import (
+from deepen.base.anatomy.experts import (
     BOTH_TYPES,
     DENSE_FIRST,
     FFN_TYPES,
-    NORMED,
-    PLAIN,
     SPARSE_MOE,
     W123,
-    WIDE_NORMS,
     banked,
     either,
     expert_groups,
@@ -29,11 +13,31 @@ from deepen.base.anatomy.families.mixtures import (
     router,
     shared,
     single,
-    sinks,
 )
-from deepen.base.anatomy.families.postnorm import ATTENTION_OUTPUT_NORM
 from deepen.base.anatomy.family import Config, Family, Refusal
-from deepen.base.anatomy.tensors import Table, fused, linear, norm, other
+from deepen.base.anatomy.parts import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT_NORM,
+    FFN_NORM,
+    LAYER_TYPES,
+    NORMED,
+    PLAIN,
+    adjacent_heads,
+    attention,
+    fused_gated,
+    gated,
+    heads_with,
+    linear,
+    no_heads,
+    norm,
+    normed_heads,
+    other,
+    query_key_norms,
+    rope_heads,
+    sinks,
+    wide_norms,
+)
+from deepen.base.anatomy.tensors import Table
 
 _ROUTER: Table = router(correction="mlp.gate.e_score_correction_bias")
 _BESIDE: Table = {**_ROUTER, **shared()}
@@ -43,12 +47,13 @@ _MTP = "num_nextn_predict_layers"
 _MINIMAX_M2 = Family(
     "minimax_m2",
     mixture(
-        {**PLAIN, **WIDE_NORMS},
+        {**PLAIN, **wide_norms()},
         router("block_sparse_moe.gate", "block_sparse_moe.e_score_correction_bias"),
         stored=W123,
         renamed=SPARSE_MOE,
     ),
     heads=normed_heads,
+    bilinear=True,
 )
 
 _GLM = (
@@ -63,8 +68,11 @@ _GLM = (
         trailing_field=_MTP,
         sizes=expert_groups,
         heads=normed_heads,
+        bilinear=True,
     ),
-    Family("solar_open", mixture(PLAIN, _BESIDE), sizes=expert_groups),
+    Family(
+        "solar_open", mixture(PLAIN, _BESIDE), sizes=expert_groups, heads=rope_heads, bilinear=True
+    ),
     Family(
         "dots1",
         mixture(NORMED, _BESIDE, dense=gated()),
@@ -72,6 +80,7 @@ _GLM = (
         prefix_counts=("max_window_layers", *DENSE_FIRST),
         sizes=expert_groups,
         heads=normed_heads,
+        bilinear=True,
     ),
     Family(
         "exaone_moe",
@@ -86,6 +95,7 @@ _GLM = (
         carried=("mtp.",),
         sizes=expert_groups,
         heads=normed_heads,
+        bilinear=True,
     ),
     Family(
         "hy_v3",
@@ -103,6 +113,7 @@ _GLM = (
         prefix_counts=DENSE_FIRST,
         trailing_field=_MTP,
         heads=normed_heads,
+        bilinear=True,
     ),
 )
 
@@ -118,7 +129,7 @@ _STATICS: Table = {
     **other(
         "mlp.moe_statics.e_score_correction_bias",
         "router_correction",
-        ("correction", "expert"),
+        ("one", "expert"),
     ),
 }
 _ERNIE_RENAMED = {"mlp.moe_statics": "mlp.gate.moe_statics"}
@@ -136,6 +147,7 @@ _ERNIE = Family(
     # -1 stands for the last block.
     explicit=lambda config: {"moe_layer_end_index": -1},
     heads=adjacent_heads,
+    bilinear=True,
     refusals=(
         Refusal(
             lambda config: not _all_from_one_on(config),
@@ -166,6 +178,7 @@ _AFMOE = Family(
     per_layer_lists=LAYER_TYPES,
     prefix_counts=("num_dense_layers",),
     heads=heads_with(normed=True, gated=True),
+    bilinear=True,
 )
 
 _KOLIBRI = Family(
@@ -190,6 +203,7 @@ _KOLIBRI = Family(
     ),
     per_layer_lists=LAYER_TYPES,
     heads=normed_heads,
+    bilinear=True,
 )
 
 # The heads of these two differ between blocks in number.
@@ -213,6 +227,7 @@ _UNEVEN = (
         ),
         per_layer_lists=(*BOTH_TYPES, "num_attention_heads_per_layer"),
         heads=no_heads,
+        bilinear=True,
         varying=frozenset({"query", "attended", "attention_gate"}),
     ),
     Family(
@@ -231,6 +246,7 @@ _UNEVEN = (
         carried=("model.mtp.",),
         sizes=expert_groups,
         heads=no_heads,
+        bilinear=True,
         varying=frozenset({"key_value", "value"}),
     ),
 )
@@ -238,22 +254,15 @@ _UNEVEN = (
 # The keys of one token are chosen in blocks, by an indexer without an output.
 _M3_INDEXER: Table = {
     **linear("self_attn.indexer.q_proj", "indexer_query", "indexer_query", "residual"),
-    **linear("self_attn.indexer.k_proj", "indexer_key", "indexer_head", "residual"),
-    **norm("self_attn.indexer.q_norm", "indexer_query_norm", "indexer_head"),
-    **norm("self_attn.indexer.k_norm", "indexer_key_norm", "indexer_head"),
+    **linear("self_attn.indexer.k_proj", "indexer_key", "indexer_dimension", "residual"),
+    **norm("self_attn.indexer.q_norm", "indexer_query_norm", "indexer_dimension"),
+    **norm("self_attn.indexer.k_norm", "indexer_key_norm", "indexer_dimension"),
 }
 _M3_FFN: dict[str, Table] = {
     "dense": fused_gated(),
     "experts": {
         **_ROUTER,
-        **fused(
-            "mlp.shared_experts.gate_up_proj",
-            {"gate": "shared_ffn", "up": "shared_ffn"},
-            unit="shared",
-        ),
-        **linear(
-            "mlp.shared_experts.down_proj", "ffn_output", "residual", "shared_ffn", unit="shared"
-        ),
+        **fused_gated("mlp.shared_experts", axis="shared_ffn", unit="shared"),
         **banked(),
     },
 }

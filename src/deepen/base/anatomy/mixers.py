@@ -8,10 +8,9 @@ is an attention's query, key or value, so their roles are their own; the project
 from collections.abc import Mapping, Sequence
 
 from deepen.base.anatomy.family import Config
-from deepen.base.anatomy.tensors import StoredSpec, Table, TensorSpec, fused, linear, norm, other
-
-Kinds = Mapping[str, Table]
-"""Kind of block → its tensors."""
+from deepen.base.anatomy.parts import fused, linear, norm, other
+from deepen.base.anatomy.tensors import Kinds, StoredSpec, Table, TensorSpec
+from deepen.base.anatomy.vocabulary import Axis, Role
 
 
 def product(*choices: Kinds) -> dict[str, Table]:
@@ -34,7 +33,7 @@ def first_differs(config: Config) -> list[object]:
     return [index == 0 for index in range(config["num_hidden_layers"])]
 
 
-def conv(name: str, role: str, axis: str) -> Table:
+def conv(name: str, role: Role, axis: Axis) -> Table:
     """Describe a depthwise convolution ``[channels, 1, width]`` and its bias, if it has one."""
     weight, bias = TensorSpec(role, (axis, "one", "width")), TensorSpec(role, (axis,), bias=True)
     return {
@@ -43,7 +42,7 @@ def conv(name: str, role: str, axis: str) -> Table:
     }
 
 
-def convs(name: str, axes: Sequence[str] = ("mixer", "mixer", "mixer")) -> tuple[Table, Table]:
+def convs(name: str, axes: Sequence[Axis] = ("mixer", "mixer", "mixer")) -> tuple[Table, Table]:
     """Describe the convolutions of queries, keys and values of a linear attention.
 
     Args:
@@ -53,12 +52,16 @@ def convs(name: str, axes: Sequence[str] = ("mixer", "mixer", "mixer")) -> tuple
     Returns:
         Three convolutions, as checkpoints hold them; one for all, as transformers does.
     """
-    roles = ("mixer_query_conv", "mixer_key_conv", "mixer_value_conv")
-    both = list(zip(roles, axes, strict=True))
-    parts = tuple(TensorSpec(role, (axis, "one", "width")) for role, axis in both)
-    stored = [conv(f"{name}.{role[6]}_conv1d", role, axis) for role, axis in both]
-    joined = {tensor: spec for table in stored for tensor, spec in table.items()}
-    return joined, {f"{name}.conv1d.weight": StoredSpec(parts, "rows")}
+    roles: tuple[Role, ...] = ("mixer_query_conv", "mixer_key_conv", "mixer_value_conv")
+    parts = tuple(
+        TensorSpec(role, (axis, "one", "width")) for role, axis in zip(roles, axes, strict=True)
+    )
+    stored = {
+        **conv(f"{name}.q_conv1d", roles[0], axes[0]),
+        **conv(f"{name}.k_conv1d", roles[1], axes[1]),
+        **conv(f"{name}.v_conv1d", roles[2], axes[2]),
+    }
+    return stored, {f"{name}.conv1d.weight": StoredSpec(parts, "rows")}
 
 
 def mamba(name: str) -> Table:
@@ -91,7 +94,7 @@ def mamba2(name: str, *, normed: bool = True) -> Table:
     }
 
 
-def delta(inputs: Mapping[str, tuple[str, str]], name: str = "linear_attn") -> Table:
+def delta(inputs: Mapping[str, tuple[Role, Axis]], name: str = "linear_attn") -> Table:
     """Describe a gated delta network. arXiv 2412.06464, section 3.
 
     Args:

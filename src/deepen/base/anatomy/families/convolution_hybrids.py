@@ -3,19 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deepen.base.anatomy.families.llama import (
+from deepen.base.anatomy.experts import (
+    BOTH_TYPES,
+    banked,
+    router,
+    single,
+)
+from deepen.base.anatomy.family import Config, Family
+from deepen.base.anatomy.mixers import (
+    conv,
+    first_differs,
+    product,
+    short_conv,
+)
+from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,
+    LAYER_TYPES,
     attention,
     gated,
+    linear,
     no_heads,
+    norm,
     normed_heads,
+    other,
     query_key_norms,
 )
-from deepen.base.anatomy.families.mixers import Kinds, conv, first_differs, product, short_conv
-from deepen.base.anatomy.families.mixtures import banked, router, single
-from deepen.base.anatomy.family import Config, Family
-from deepen.base.anatomy.tensors import StoredSpec, Table, TensorSpec, linear, norm, other
+from deepen.base.anatomy.tensors import Kinds, StoredSpec, Table, TensorSpec
+from deepen.base.anatomy.vocabulary import Axis, Role
 
 _OPERATOR_NORM = norm("operator_norm", "attention_norm")
 _LFM_FFN_NORM = norm("ffn_norm", "ffn_norm")
@@ -80,14 +95,26 @@ def _lfm3(*, sandwich: bool) -> dict[str, Table]:
     }
 
 
-def _scaled(name: str, role: str) -> Table:
+def _scaled(name: str, scale: Role, shift: Role, stream_scale: Role, stream_shift: Role) -> Table:
     """Describe how a sum of the residual stream and a block's output scales and shifts both."""
     return {
-        **other(f"{name}.hidden_states_scale", f"{role}_scale", ("residual",)),
-        **other(f"{name}.hidden_states_bias", f"{role}_shift", ("residual",), silent=0.0),
-        **other(f"{name}.residual_scale", f"{role}_residual_scale", ("residual",), silent=1.0),
-        **other(f"{name}.residual_bias", f"{role}_residual_shift", ("residual",), silent=0.0),
+        **other(f"{name}.hidden_states_scale", scale, ("residual",)),
+        **other(f"{name}.hidden_states_bias", shift, ("residual",), silent=0.0),
+        **other(f"{name}.residual_scale", stream_scale, ("residual",), silent=1.0),
+        **other(f"{name}.residual_bias", stream_shift, ("residual",), silent=0.0),
     }
+
+
+_ATTENTION_SUM = _scaled(
+    "post_attention_residual_scale",
+    "attention_scale",
+    "attention_shift",
+    "attention_residual_scale",
+    "attention_residual_shift",
+)
+_FFN_SUM = _scaled(
+    "post_mlp_residual_scale", "ffn_scale", "ffn_shift", "ffn_residual_scale", "ffn_residual_shift"
+)
 
 
 def _zaya(*, first: bool) -> Table:
@@ -126,9 +153,9 @@ def _zaya(*, first: bool) -> Table:
             ("query_key", "head", "mix_width"),
         ),
         **other(f"{projection}.conv_qk_grouped.bias", "query_key_mix_bias", ("query_key",)),
-        **other("self_attn.qk_norm.temp", "key_temperature", ("key_value_head",)),
+        **other("self_attn.qk_norm.temp", "key_temperature", ("kv_heads",)),
         **linear("self_attn.o_proj", "attention_output", "residual", "attended"),
-        **_scaled("post_attention_residual_scale", "attention"),
+        **_ATTENTION_SUM,
         **FFN_NORM,
         **linear(f"{gate}.down_proj", "router_down", "router", "residual", writes=True),
         **({} if first else handed_on),
@@ -138,11 +165,11 @@ def _zaya(*, first: bool) -> Table:
         f"{gate}.router_mlp.out_proj.weight": skipping,
         f"{gate}.balancing_biases": correction,
         **banked(),
-        **_scaled("post_mlp_residual_scale", "ffn"),
+        **_FFN_SUM,
     }
 
 
-def _zaya_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _zaya_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[Axis, int]:
     """Read how many of the router's rows are experts; one more skips them all."""
     return {"expert": config["num_experts"], "one": 1}
 
@@ -172,6 +199,8 @@ _INKLING_ROUTER = StoredSpec(
     ),
     "rows",
 )
+_SHARED_IN: tuple[Axis, ...] = ("shared_expert", "shared_ffn", "residual")
+_SHARED_OUT: tuple[Axis, ...] = ("shared_expert", "residual", "shared_ffn")
 _INKLING: Kinds = {
     "dense": _inkling({**gated(), **other("mlp.global_scale", "ffn_scale", ("one",))}),
     "experts": _inkling(
@@ -180,31 +209,37 @@ _INKLING: Kinds = {
             **other("mlp.gate.global_scale", "ffn_scale", ("one",)),
             **other("mlp.gate.e_score_correction_bias", "router_correction", ("expert",)),
             **banked(),
-            **{
-                f"mlp.shared_experts.{name}_proj": StoredSpec((TensorSpec(role, axes, silent),))
-                for name, role, axes, silent in (
-                    ("gate", "shared_gate", ("shared_expert", "shared_ffn", "residual"), None),
-                    ("up", "shared_up", ("shared_expert", "shared_ffn", "residual"), None),
-                    ("down", "shared_output", ("shared_expert", "residual", "shared_ffn"), 0.0),
-                )
-            },
+            **other("mlp.shared_experts.gate_proj", "shared_gate", _SHARED_IN),
+            **other("mlp.shared_experts.up_proj", "shared_up", _SHARED_IN),
+            **other("mlp.shared_experts.down_proj", "shared_output", _SHARED_OUT, silent=0.0),
         }
     ),
 }
-_INKLING_AXES = (
-    "query key_value value attended head relative_heads relative_extent key_channels value_channels"
+_INKLING_AXES: frozenset[Axis] = frozenset(
+    {
+        "query",
+        "key_value",
+        "value",
+        "attended",
+        "head",
+        "relative_heads",
+        "relative_extent",
+        "key_channels",
+        "value_channels",
+    }
 )
 
 
-def _inkling_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _inkling_sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[Axis, int]:
     """Read how many of the router's rows are experts, and how many shared experts."""
     return {"expert": config["n_routed_experts"], "shared_expert": config["n_shared_experts"]}
 
 
 _LFM: dict[str, Any] = {
     "final_norm": ("model.embedding_norm.weight",),
-    "per_layer_lists": ("layer_types",),
+    "per_layer_lists": LAYER_TYPES,
     "heads": normed_heads,
+    "bilinear": True,
 }
 
 FAMILIES = (
@@ -223,20 +258,22 @@ FAMILIES = (
         {"first": _zaya(first=True), "block": _zaya(first=False)},
         outside=("model.input_hidden_states_scale", "model.input_hidden_states_bias"),
         optional_outside=("lm_head.bias",),
-        per_layer_lists=("layer_types",),
+        per_layer_lists=LAYER_TYPES,
         pattern=first_differs,
         sizes=_zaya_sizes,
         heads=no_heads,
+        bilinear=True,
     ),
     Family(
         "inkling_text",
         _INKLING,
         outside=("model.embed_tokens.embed_norm.weight",),
-        per_layer_lists=("layer_types", "mlp_layer_types"),
+        per_layer_lists=BOTH_TYPES,
         index_lists=("local_layer_ids",),
         sizes=_inkling_sizes,
-        varying=frozenset(_INKLING_AXES.split()),
+        varying=_INKLING_AXES,
         carried=("model.mtp.",),
         heads=no_heads,
+        bilinear=True,
     ),
 )

@@ -4,32 +4,46 @@ Kinds of block are composed: one kind for each token mixer, FFN and layout that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from deepen.base.anatomy.families.llama import (
+from deepen.base.anatomy.experts import (
+    BOTH_TYPES,
+    DENSE_FIRST,
+    banked,
+    dense_listed,
+    expert_groups,
+    router,
+    shared,
+    single,
+)
+from deepen.base.anatomy.family import Config, Family
+from deepen.base.anatomy.mixers import (
+    convs,
+    delta,
+    linear_attention,
+    product,
+)
+from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,
+    LAYER_TYPES,
     attention,
+    fused,
     gated,
+    heads_with,
     latent_attention,
+    linear,
     no_heads,
+    norm,
     normed_heads,
+    other,
     query_key_norms,
+    wide_norms,
 )
-from deepen.base.anatomy.families.mixers import Kinds, convs, delta, linear_attention, product
-from deepen.base.anatomy.families.mixtures import banked, expert_groups, router, shared, single
-from deepen.base.anatomy.family import Config, Family, Heads
-from deepen.base.anatomy.tensors import Table, fused, linear, norm, other
+from deepen.base.anatomy.tensors import Kinds, Table
+from deepen.base.anatomy.vocabulary import Axis
 
-MTP = ("mtp.",)
-_LISTS = ("layer_types", "mlp_layer_types")
-
-
-def _gated_heads(config: Config) -> Heads | None:
-    """Read Qwen's heads: queries and keys are normed, what heads hand on is gated."""
-    heads = normed_heads(config)
-    return heads and replace(heads, gated=True)
+_MTP = ("mtp.",)
 
 
 _GATED_ATTENTION: Table = {
@@ -75,14 +89,6 @@ _DELTA = delta(
 )
 
 
-def _without_experts(config: Config) -> dict[str, Any]:
-    """Write "every n-th block has experts" out as the list of the blocks that have none."""
-    step, dense = config["decoder_sparse_step"], config["mlp_only_layers"]
-    blocks = range(config["num_hidden_layers"])
-    listed = [i for i in blocks if i in dense or (i + 1) % step]
-    return {} if step == 1 else {"decoder_sparse_step": 1, "mlp_only_layers": listed}
-
-
 _OLMO_MIXER: Table = {
     **linear("linear_attn.q_proj", "mixer_query", "mixer_key", "residual"),
     **linear("linear_attn.k_proj", "mixer_key", "mixer_key", "residual"),
@@ -117,8 +123,7 @@ def _olmo_kinds() -> dict[str, Table]:
     def full(after: str) -> Table:
         return {
             **attention(writes=False),
-            **norm("self_attn.q_norm", "query_norm", "query"),
-            **norm("self_attn.k_norm", "key_norm", "key_value"),
+            **wide_norms(),
             **norm(after, "attention_output_norm", silent=0.0),
             **gated(writes=False),
             **norm("post_feedforward_layernorm", "ffn_output_norm", silent=0.0),
@@ -132,7 +137,7 @@ def _olmo_kinds() -> dict[str, Table]:
     }
 
 
-def _olmo_sizes(config: Config, stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _olmo_sizes(config: Config, stored: Mapping[str, tuple[int, ...]]) -> dict[Axis, int]:
     """Read how many channels each of the three stored convolutions has.
 
     transformers joins them as it loads. As it saves it cuts the whole into three equal ones,
@@ -142,13 +147,12 @@ def _olmo_sizes(config: Config, stored: Mapping[str, tuple[int, ...]]) -> dict[s
         config[f"linear_num_{what}_heads"] * config[f"linear_{what}_head_dim"]
         for what in ("key", "value")
     )
-    cuts = {
-        f"{what}_conv": shape[0]
-        for what in ("query", "key", "value")
-        for name, shape in stored.items()
-        if name.endswith(f"linear_attn.{what[0]}_conv1d.weight")
-    }
-    return cuts or {"query_conv": key, "key_conv": key, "value_conv": value}
+    cuts: dict[Axis, int] = {"query_conv": key, "key_conv": key, "value_conv": value}
+    for axis in cuts:
+        for name, shape in stored.items():
+            if name.endswith(f"linear_attn.{axis[0]}_conv1d.weight"):
+                cuts[axis] = shape[0]
+    return cuts
 
 
 def _kimi_mixers() -> dict[str, Table]:
@@ -252,10 +256,12 @@ def _bailing_ffns() -> dict[str, Table]:
 
 
 _GATED: dict[str, Any] = {
-    "per_layer_lists": ("layer_types",),
-    "heads": _gated_heads,
+    "per_layer_lists": LAYER_TYPES,
+    # Queries and keys are normed, what heads hand on is gated.
+    "heads": heads_with(normed=True, gated=True),
+    "bilinear": True,
     "norm_offset": 1.0,
-    "carried": MTP,
+    "carried": _MTP,
 }
 
 FAMILIES = (
@@ -263,7 +269,7 @@ FAMILIES = (
         "qwen3_next",
         _QWEN3_NEXT,
         index_lists=("mlp_only_layers",),
-        explicit=_without_experts,
+        explicit=dense_listed,
         **_GATED,
     ),
     Family("qwen3_5_text", _qwen(_DELTA, {"": _QWEN_FFNS["dense"]}), **_GATED),
@@ -271,28 +277,31 @@ FAMILIES = (
     Family(
         "olmo_hybrid",
         _olmo_kinds(),
-        per_layer_lists=("layer_types",),
+        per_layer_lists=LAYER_TYPES,
         sizes=_olmo_sizes,
-        carried=MTP,
+        carried=_MTP,
         heads=normed_heads,
+        bilinear=True,
     ),
     Family(
         "kimi_linear",
         product(_kimi_mixers(), _kimi_ffns()),
-        per_layer_lists=_LISTS,
-        prefix_counts=("first_k_dense_replace",),
+        per_layer_lists=BOTH_TYPES,
+        prefix_counts=DENSE_FIRST,
         rewrite=_kimi_lists,
         sizes=expert_groups,
         heads=no_heads,
+        bilinear=True,
     ),
     Family(
         "bailing_hybrid",
         product(_bailing_mixers(), _bailing_ffns()),
         stored_as={"model.embed_tokens.weight": "model.word_embeddings.weight"},
-        per_layer_lists=_LISTS,
-        prefix_counts=("first_k_dense_replace",),
+        per_layer_lists=BOTH_TYPES,
+        prefix_counts=DENSE_FIRST,
         trailing_field="num_nextn_predict_layers",
         sizes=expert_groups,
         heads=no_heads,
+        bilinear=True,
     ),
 )
