@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect
+from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
 from deepen.base.checkpoint import Source, is_finite, positions_of
 from deepen.base.hub import open_checkpoint
 from deepen.base.text import tokenizer_of
@@ -90,7 +90,7 @@ class Model:
     @property
     def blocks_path(self) -> str:
         """The path of the blocks in transformers' own model, for ``get_submodule``."""
-        return FAMILIES[self.family.model_type].block_prefix.rstrip(".")
+        return self.anatomy.table.block_prefix.rstrip(".")
 
     @property
     def depth(self) -> int:
@@ -184,8 +184,8 @@ def _family(source: Source) -> Family:
     model_type = source.config.get("model_type")
     if model_type is None:
         raise DeepenError(f"config.json of {source.name} names no model_type; correct it.")
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if family := family_named(model_type):
+        return family
     if model_type in REFUSED:
         raise DeepenError(
             f"{source.name} is of family {model_type!r}, which deepen does not grow: "
@@ -196,7 +196,7 @@ def _family(source: Source) -> Family:
     elif text := _text_model(source.config):
         kind = "vision-language" if "vision_config" in source.config else "multimodal"
         what = f"a {kind} model, and deepen does not grow its text model {text!r} either"
-        if text in FAMILIES:
+        if family_named(text):
             what = (
                 f"a {kind} model; save its text model as a checkpoint of its own, of "
                 f"family {text!r}, as docs/architectures.md shows, and grow that"
@@ -204,7 +204,7 @@ def _family(source: Source) -> Family:
     else:
         what = (
             f"of family {model_type!r}, which deepen cannot grow yet; "
-            f"docs/architectures.md lists the {len(FAMILIES)} that it can"
+            f"docs/architectures.md lists the {len(FAMILIES)} that it can, and shows how to add one"
         )
     raise DeepenError(f"{source.name} is {what}.")
 

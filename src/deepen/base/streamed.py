@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from deepen.base.anatomy import FAMILIES, Anatomy, dissect
+from deepen.base.anatomy import Anatomy, dissect
 from deepen.base.anatomy.layouts import assemble, missing
 from deepen.base.checkpoint import Source
 from deepen.base.model import Model, transformers_config
@@ -82,8 +82,7 @@ class InMemory:
         module = empty_model(model.source)
         aliases = getattr(module, "all_tied_weights_keys", {})
         shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in aliases}
-        family = FAMILIES[model.family.model_type]
-        anatomy = dissect(family, model.resolved, shapes, model.source.shapes)
+        anatomy = dissect(model.anatomy.table, model.resolved, shapes, model.source.shapes)
         names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
 
         def load(name: str) -> Tensor:

@@ -7,7 +7,7 @@ tensor that no table knows is an error that names it: nothing is skipped and not
 """
 
 from deepen.base.anatomy.dissection import Anatomy, BlockAnatomy, dissect
-from deepen.base.anatomy.families import FAMILIES, REFUSED
+from deepen.base.anatomy.families import FAMILIES, REFUSED, family_named
 from deepen.base.anatomy.family import Family, Heads
 from deepen.base.anatomy.tensors import Block, TensorSpec
 from deepen.base.anatomy.vocabulary import Axis, Role
@@ -24,4 +24,5 @@ __all__ = [
     "Role",
     "TensorSpec",
     "dissect",
+    "family_named",
 ]

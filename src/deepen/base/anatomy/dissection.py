@@ -60,8 +60,10 @@ class BlockAnatomy:
 class Anatomy:
     """A family's table matched with one checkpoint."""
 
+    table: Family
+    """The family's table, with the names of transformers' own model."""
     family: Family
-    """The table, with the names that this checkpoint uses."""
+    """The same with the names that this checkpoint uses."""
     blocks: tuple[BlockAnatomy, ...]
     """What each block is made of."""
     types: tuple[tuple[object, ...], ...]
@@ -87,13 +89,11 @@ class Anatomy:
         return all(block is self.blocks[0] for block in self.blocks)
 
 
-def dissect(
-    family: Family, config: Config, shapes: Shapes, stored: Shapes | None = None
-) -> Anatomy:
+def dissect(table: Family, config: Config, shapes: Shapes, stored: Shapes | None = None) -> Anatomy:
     """Match a checkpoint's tensors against a family's table.
 
     Args:
-        family: The table.
+        table: The table.
         config: The checkpoint's config with the family's defaults filled in.
         shapes: Tensor name → shape, for every tensor of the checkpoint.
         stored: The same of a checkpoint whose model this is in memory, if it is one.
@@ -101,7 +101,7 @@ def dissect(
     Raises:
         DeepenError: A tensor is unknown or missing, or the sizes along an axis label disagree.
     """
-    family = _as_named(family, shapes)
+    family = _as_named(table, shapes)
     depth = int(config[family.depth_field])
     suffixes, outside, trailing = _sort(family, config, depth, shapes)
     kinds: dict[frozenset[str], BlockAnatomy] = {}
@@ -123,7 +123,7 @@ def dissect(
     types = tuple(
         tuple(entries[i] for entries in lists if len(entries) == depth) for i in range(depth)
     )
-    return Anatomy(family, blocks, types, tuple(outside), trailing)
+    return Anatomy(table, family, blocks, types, tuple(outside), trailing)
 
 
 def _as_named(family: Family, shapes: Collection[str]) -> Family:
