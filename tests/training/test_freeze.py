@@ -16,11 +16,11 @@ from deepen.training.recipe import TrainingConfig
 
 def chosen(folder: Path, **training: Any) -> set[str]:
     """Return the names of the parameters that a recipe would train."""
-    base = open_model(folder)
+    model = open_model(folder)
     config = TrainingConfig.model_validate(training)
-    model = tiny.load(folder)
-    freeze(model, trainable(base.source.config, base.depth, config, "m"), base.family)
-    return {name for name, p in model.named_parameters() if p.requires_grad}
+    module = tiny.load(folder)
+    freeze(module, trainable(model.source.config, model.depth, config, "m"), model.family)
+    return {name for name, p in module.named_parameters() if p.requires_grad}
 
 
 def names(folder: Path, *starts: str) -> set[str]:

@@ -33,8 +33,8 @@ def plain_loop(recipe: Recipe, trained: tuple[int, ...]) -> tuple[list[float], A
     tokenizer = tiny.tokenizer()
     text = Path(str(data.path)).read_text()
     ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
-    blocks = ids[: len(ids) // data.sequence_length * data.sequence_length]
-    blocks = blocks.view(-1, data.sequence_length)
+    sequences = ids[: len(ids) // data.sequence_length * data.sequence_length]
+    sequences = sequences.view(-1, data.sequence_length)
     wanted = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in wanted if p.ndim > 1]
     groups = [
@@ -43,18 +43,18 @@ def plain_loop(recipe: Recipe, trained: tuple[int, ...]) -> tuple[list[float], A
     ]
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.95))
     steps, batch = training.max_steps, training.batch_size
-    order = list(Order(len(blocks), steps * batch, recipe.seed))
-    found = []
+    order = list(Order(len(sequences), steps * batch, recipe.seed))
+    step_losses = []
     for step in range(steps):
-        rows = blocks[order[step * batch : (step + 1) * batch]]
+        rows = sequences[order[step * batch : (step + 1) * batch]]
         logits = model(rows).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(wanted, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    return found, model
+        step_losses.append(loss.item())
+    return step_losses, model
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
@@ -102,19 +102,19 @@ def test_the_trained_model_is_an_ordinary_checkpoint(recipe: Make, grown: Path) 
 
 
 def test_the_record_adds_up(recipe: Make, grown: Path) -> None:
-    told: list[str] = []
+    sentences: list[str] = []
     seen: list[tuple[str, float]] = []
     record = train(
         recipe(max_steps=12),
         "cpt",
-        tell=told.append,
+        tell=sentences.append,
         progress=lambda stage, share: seen.append((stage, share)),
     )
     model = tiny.load(grown)
     new = sum(p.numel() for i in (4, 6) for p in model.model.layers[i].parameters())
     assert (record.parameters, record.trainable_parameters) == (model.num_parameters(), new)
     assert record.trainable_blocks == [4, 6]
-    assert f"{new:,} of {model.num_parameters():,} parameters" in told[0]
+    assert f"{new:,} of {model.num_parameters():,} parameters" in sentences[0]
     assert [point.step for point in record.curve] == list(range(1, 13))
     assert [point.tokens for point in record.curve] == [128 * step for step in range(1, 13)]
     assert record.tokens == 12 * 4 * 32

@@ -11,8 +11,8 @@ from deepen.training.run_folder import RunFolder
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    told = pytest.raises(DeepenError, match="is full; the last whole checkpoint")
-    with told, folder.full_disk_explained():
+    refusal = pytest.raises(DeepenError, match="is full; the last whole checkpoint")
+    with refusal, folder.full_disk_explained():
         raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -71,13 +71,14 @@ def evaluate(
     chosen = harness.load(tasks, task_folders)
     tokenizer = tokenizer_of(source)
     documents = [texts.read(Path(file), tokenizer, max_tokens) for file in perplexity]
-    loaded = _load(source, devices.choose(device))
+    module = _load(source, devices.choose(device))
     scored = [
-        texts.score(loaded, text, length, batch_size, progress=progress) for text in documents
+        texts.score(module, text, length, batch_size, progress=progress) for text in documents
     ]
-    how = harness.How(batch_size, sequence_length, limit, shots, seed)
-    answered = harness.run(chosen, loaded, tokenizer, how, progress)
-    return _record(source, loaded, scored, answered, length, how, time.perf_counter() - started)
+    settings = harness.TaskSettings(batch_size, sequence_length, limit, shots, seed)
+    answered = harness.run(chosen, module, tokenizer, settings, progress)
+    seconds = time.perf_counter() - started
+    return _record(source, module, scored, answered, length, settings, seconds)
 
 
 def _check(
@@ -114,17 +115,17 @@ def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401
 
     dtype = torch.float32 if where.type == "cpu" else "auto"
     with quiet_transformers():
-        model: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
-    return model.to(where).eval()
+        module: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
+    return module.to(where).eval()
 
 
 def _record(
     source: FolderSource,
-    model: Any,  # noqa: ANN401 (classes of transformers)
+    module: Any,  # noqa: ANN401 (classes of transformers)
     scored: list[TextScore],
     answered: list[TaskScore],
     length: int,
-    how: harness.How,
+    settings: harness.TaskSettings,
     wall_seconds: float,
 ) -> EvalRecord:
     """Say what was measured, with what and how."""
@@ -133,11 +134,11 @@ def _record(
         fingerprint=source.fingerprint,
         texts=scored,
         tasks=answered,
-        seed=how.seed,
-        device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
+        seed=settings.seed,
+        device=module.device.type,
+        dtype=str(module.dtype).removeprefix("torch."),
         sequence_length=length,
-        batch_size=how.batch_size,
+        batch_size=settings.batch_size,
         wall_seconds=wall_seconds,
         versions=versions() | (harness.versions() if answered else {}),
     )

@@ -56,7 +56,7 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class How:
+class TaskSettings:
     """How tasks are run."""
 
     batch_size: int
@@ -105,18 +105,18 @@ def load(names: Sequence[str], folders: Sequence[str | Path] = ()) -> Tasks:
 
 def run(
     tasks: Tasks,
-    model: Any,  # noqa: ANN401 (classes of transformers)
+    module: Any,  # noqa: ANN401 (classes of transformers)
     tokenizer: Any,  # noqa: ANN401
-    how: How,
+    settings: TaskSettings,
     progress: Progress = silent,
 ) -> list[TaskScore]:
     """Score a model in every task; one entry per metric.
 
     Args:
         tasks: The tasks.
-        model: The loaded model.
+        module: The loaded model.
         tokenizer: The model's.
-        how: How they are run.
+        settings: How they are run.
         progress: Called at the beginning and at the end.
 
     Raises:
@@ -130,18 +130,18 @@ def run(
 
     progress("tasks", 0.0)
     with _contained():
-        _prepare(tasks, how)
+        _prepare(tasks, settings)
         try:
             results: Any = evaluate(
                 lm=HFLM(
-                    pretrained=model,
+                    pretrained=module,
                     tokenizer=tokenizer,
-                    batch_size=how.batch_size,
-                    max_length=how.max_length,
-                    device=str(model.device),
+                    batch_size=settings.batch_size,
+                    max_length=settings.max_length,
+                    device=str(module.device),
                 ),
                 task_dict={"tasks": dict(tasks.leaves), "groups": dict(tasks.groups)},
-                limit=how.limit,
+                limit=settings.limit,
                 bootstrap_iters=_BOOTSTRAPS,
                 log_samples=False,
             )
@@ -154,30 +154,30 @@ def run(
     return [score for name in results["results"] for score in _scores(name, results, tasks)]
 
 
-def _prepare(tasks: Tasks, how: How) -> None:
+def _prepare(tasks: Tasks, settings: TaskSettings) -> None:
     """Set seeds, and the number of examples in prompts."""
-    random.seed(how.seed)
-    np.random.seed(how.seed % 2**32)
-    torch.manual_seed(how.seed)
+    random.seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)
+    torch.manual_seed(settings.seed)
     for task in tasks.leaves.values():
         if task.get_config("num_fewshot") != 0:  # a task that fixes 0 means it
-            task.set_config(key="num_fewshot", value=how.shots)
-        task.set_fewshot_seed(seed=how.seed)
+            task.set_config(key="num_fewshot", value=settings.shots)
+        task.set_fewshot_seed(seed=settings.seed)
 
 
 def _scores(name: str, results: Mapping[str, Any], tasks: Tasks) -> Iterator[TaskScore]:
     """Read one task's or group's metrics out of the harness's results."""
-    found = results["results"][name]
+    metrics = results["results"][name]
     leaves = (
         [task.config.task for task in tasks.groups[name].get_all_tasks()]
         if name in tasks.groups
         else [name]
     )
-    for key, value in found.items():
+    for key, value in metrics.items():
         metric, _, kind = key.partition(",")
         if not kind or metric.endswith("_stderr"):
             continue
-        stderr = found.get(f"{metric}_stderr,{kind}")
+        stderr = metrics.get(f"{metric}_stderr,{kind}")
         higher = results["higher_is_better"].get(name, {}).get(metric)
         yield TaskScore(
             task=name,

@@ -86,7 +86,7 @@ def read(file: Path, tokenizer: Any, max_tokens: int | None = None) -> Text:  # 
 
 
 def score(
-    model: Any,  # noqa: ANN401 (a class of transformers)
+    module: Any,  # noqa: ANN401 (a class of transformers)
     text: Text,
     sequence_length: int,
     batch_size: int,
@@ -101,7 +101,7 @@ def score(
     total, done = 0.0, 0
     for inputs, targets in _batches(text, sequence_length, batch_size):
         progress(f"{text.file}: predicting", done / text.tokens)
-        total += _loss(model, inputs, targets)
+        total += _loss(module, inputs, targets)
         done += int((targets != _NO_TARGET).sum())
     progress(f"{text.file}: predicting", 1.0)
     mean = total / text.tokens
@@ -183,9 +183,9 @@ def _batches(text: Text, length: int, batch_size: int) -> Iterator[tuple[Tensor,
 
 
 @torch.no_grad()
-def _loss(model: Any, inputs: Tensor, targets: Tensor) -> float:  # noqa: ANN401
+def _loss(module: Any, inputs: Tensor, targets: Tensor) -> float:  # noqa: ANN401
     """Return the sum of a batch's losses in nats."""
-    logits = model(inputs.to(model.device), use_cache=False).logits
+    logits = module(inputs.to(module.device), use_cache=False).logits
     # Sequence by sequence: logits of a whole batch in float32 may not fit.
     return sum(
         float(

@@ -79,13 +79,13 @@ def _everything(depth: int) -> Trains:
     return Trains(True, tuple(range(depth)), _OUTSIDE)
 
 
-def freeze(model: Any, trains: Trains, family: Family) -> None:  # noqa: ANN401 (no types there)
+def freeze(module: Any, trains: Trains, family: Family) -> None:  # noqa: ANN401 (no types there)
     """Let gradients flow into what trains and into nothing else."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         parameter.requires_grad_(trains.includes(family, name))
 
 
-def counts(model: Any) -> tuple[int, int]:  # noqa: ANN401
+def counts(module: Any) -> tuple[int, int]:  # noqa: ANN401
     """Count all parameters and the trained ones; tied ones count once."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import Anatomy
 from deepen.base.anatomy.layouts import assemble
 from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
 from deepen.base.model import Model
-from deepen.base.streamed import in_memory
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
@@ -28,7 +26,7 @@ from deepen.training.freeze import Trains
 
 
 def publish(
-    base: Model,
+    model: Model,
     state: Mapping[str, Tensor],
     trains: Trains,
     out: Path,
@@ -40,8 +38,8 @@ def publish(
     """Write the trained checkpoint to a folder that appears when it is whole.
 
     Args:
-        base: The checkpoint that was trained.
-        state: The model's parameters after training, under the names that they have in memory.
+        model: The checkpoint that was trained.
+        state: The module's parameters after training, under the names that they have in memory.
         trains: What was trained.
         out: The folder; an earlier one is replaced.
         dtype: Store every tensor so (``F32``); ``None`` keeps each tensor's own.
@@ -52,20 +50,19 @@ def publish(
         RuntimeError: A frozen parameter has changed in memory.
         DeepenError: The disk is too small.
     """
-    source = base.source
+    source = model.source
     assert isinstance(source, FolderSource)
     layout = {
         name: TensorInfo(dtype or info.dtype, info.shape) if info.is_float else info
         for name, info in source.infos.items()
     }
-    memory = in_memory(base).anatomy
     needed = sum(info.nbytes for info in layout.values())
     with staged(out, {"trained": source.name}, needed, resume=False, overwrite=True) as folder:
         with closing(ShardWriter(folder, layout, "5GB")) as writer:
             for name, info in layout.items():
                 tensor = source.load(name)
-                after = _after(name, base, memory, state)
-                if after is not None and trains.includes(base.family, name):
+                after = _after(name, model, state)
+                if after is not None and trains.includes(model.family, name):
                     tensor = after
                 elif after is not None:
                     _check_unchanged(name, after, tensor)
@@ -74,16 +71,16 @@ def publish(
         _write_side_files(source, folder, dtype, chat_template, record)
 
 
-def _after(name: str, base: Model, memory: Anatomy, state: Mapping[str, Tensor]) -> Tensor | None:
-    """Return a stored tensor as it is in memory; ``None`` if the model does not hold it."""
-    if name in base.anatomy.trailing:
+def _after(name: str, model: Model, state: Mapping[str, Tensor]) -> Tensor | None:
+    """Return a stored tensor as it is in memory; ``None`` if the module does not hold it."""
+    if name in model.anatomy.trailing:
         return None
     try:
         return assemble(
             name,
-            base.source.infos[name].shape,
-            base.anatomy,
-            memory,
+            model.source.infos[name].shape,
+            model.anatomy,
+            model.in_memory.anatomy,
             lambda n: state[n].detach().cpu(),
         )
     except KeyError:

@@ -27,7 +27,7 @@ class DataConfig(Settings):
     """Files or folders (.txt, .jsonl, .json, .parquet; .txt and .jsonl also as .gz), or a hub data
     set's id."""
     sequence_length: Positive = 2048
-    """Tokens in a sequence: of a packed block in pre-training, at most in fine-tuning."""
+    """Tokens in a sequence: exactly in pre-training, at most in fine-tuning."""
     text_column: str = "text"
     """Column that holds the text of a document."""
     streaming: bool = False

@@ -16,7 +16,7 @@ from deepen.training.recipe import Recipe, Stage
 def make_record(
     recipe: Recipe,
     stage: Stage,
-    base: Model,
+    model: Model,
     trains: Trains,
     engine: Any,  # noqa: ANN401 (Trainer has no types)
     *,
@@ -31,7 +31,7 @@ def make_record(
     Args:
         recipe: The resolved recipe.
         stage: The stage.
-        base: The checkpoint that was trained.
+        model: The checkpoint that was trained.
         trains: What trained.
         engine: The engine, after training.
         parameters: All parameters.
@@ -45,11 +45,17 @@ def make_record(
     wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
     seconds = sum(entry["step_seconds"] for entry in timed)
     speed = sum(entry["step_tokens"] for entry in timed) / seconds if timed else tokens / wall
-    how: Any = {"trains_everything": trains.everything, "also": trains.outside}
-    flops = training_flops_per_token(base, trains.blocks, base.depth, length, **how)
+    flops = training_flops_per_token(
+        model,
+        trains.blocks,
+        model.depth,
+        length,
+        trains_everything=trains.everything,
+        also=trains.outside,
+    )
     return TrainRecord(
         stage=stage,
-        model=base.source.name,
+        model=model.source.name,
         output=recipe.output,
         seed=recipe.seed,
         processes=engine.args.world_size,
@@ -103,10 +109,10 @@ def _median(entries: list[dict[str, Any]], key: str) -> float:
 
 def _engine_versions() -> dict[str, str]:
     """Return the versions of the engines."""
-    found = {}
+    installed = {}
     for package in ("accelerate", "trl", "datasets", "liger-kernel", "deepspeed"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

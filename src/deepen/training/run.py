@@ -18,7 +18,7 @@ from deepen.records.training import TrainRecord
 from deepen.training.data.chat import with_template
 from deepen.training.data.examples import load_examples
 from deepen.training.data.order import steps_of
-from deepen.training.data.packed import load_blocks
+from deepen.training.data.packed import load_packed
 from deepen.training.data.rows import local_files
 from deepen.training.engine.arguments import micro_batches, precision_of
 from deepen.training.engine.make import make_engine
@@ -26,7 +26,7 @@ from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, counts, trainable
-from deepen.training.load import check_length, load_model
+from deepen.training.load import check_length, load_module
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
@@ -87,22 +87,22 @@ class _Job:
     """The resolved recipe."""
     stage: Stage
     """The stage."""
-    base: Model
+    model: Model
     """The checkpoint."""
     trains: Trains
     """What trains."""
     tokenizer: Any
     """The checkpoint's tokenizer, with the recipe's template."""
     data: Any
-    """Blocks or examples."""
+    """Packed sequences or examples."""
     schedule: Schedule
     """The steps."""
 
     @property
     def source(self) -> FolderSource:
         """The checkpoint's files."""
-        assert isinstance(self.base.source, FolderSource)
-        return self.base.source
+        assert isinstance(self.model.source, FolderSource)
+        return self.model.source
 
 
 def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
@@ -114,24 +114,23 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     data, training = recipe.data, recipe.training
     assert data.seed is not None
     local_files(data)
-    base = open_model(recipe.model)
-    assert isinstance(base.source, FolderSource)
-    trains = trainable(base.source.config, base.depth, training, base.source.name)
-    check_length(base, data)
+    model = open_model(recipe.model)
+    trains = trainable(model.source.config, model.depth, training, model.source.name)
+    check_length(model, data)
     micro_batches(training, processes())
-    tokenizer = base.tokenizer()
+    tokenizer = model.tokenizer()
     with_template(data, tokenizer)
     cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
     loaded: Any
     lengths: Any = data.sequence_length
     if stage == "cpt":
-        loaded = load_blocks(data, training, tokenizer, cache, progress)
+        loaded = load_packed(data, training, tokenizer, cache, progress)
     else:
         loaded = load_examples(data, tokenizer, cache, progress)
         lengths = np.array([len(ids) for ids in loaded["input_ids"]])
     steps = steps_of(training, lengths, len(loaded), data.seed)
     schedule = Schedule(training, steps, lengths, len(loaded), data.seed)
-    return _Job(recipe, stage, base, trains, tokenizer, loaded, schedule)
+    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule)
 
 
 def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
@@ -139,13 +138,13 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     from deepen.training.engine.saving import last_checkpoint
 
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
-    model = load_model(job.base, job.trains, training)
-    parameters, trained = counts(model)
+    module = load_module(job.model, job.trains, training)
+    parameters, trained = counts(module)
     folder.check_disk(trained, sum(info.nbytes for info in job.source.infos.values()))
-    tell(_told(job, parameters, trained))
-    rates = own_rates(job.base, job.trains, training, job.schedule.steps)
+    tell(_announcement(job, parameters, trained))
+    rates = own_rates(job.model, job.trains, training, job.schedule.steps)
     engine = make_engine(
-        recipe, job.stage, model, job.data, job.tokenizer, job.schedule, rates, progress
+        recipe, job.stage, module, job.data, job.tokenizer, job.schedule, rates, progress
     )
     if rank() == 0:
         folder.begin(recipe)
@@ -160,7 +159,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     record = make_record(
         recipe,
         job.stage,
-        job.base,
+        job.model,
         job.trains,
         engine,
         parameters=parameters,
@@ -171,7 +170,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     )
     if rank() == 0:
         publish(
-            job.base,
+            job.model,
             state,
             job.trains,
             folder.model,
@@ -184,7 +183,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     return record
 
 
-def _told(job: _Job, parameters: int, trained: int) -> str:
+def _announcement(job: _Job, parameters: int, trained: int) -> str:
     """Say what trains, and for how long."""
     blocks = ", ".join(map(str, job.trains.blocks)) or "none"
     what = "everything" if job.trains.everything else f"blocks {blocks}"

@@ -12,20 +12,20 @@ from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.common.progress import silent
 from deepen.training.data import packed as module
-from deepen.training.data.packed import Blocks, load_blocks
+from deepen.training.data.packed import PackedSequences, load_packed
 from deepen.training.recipe import DataConfig, TrainingConfig
 
 DOCUMENTS = [PASSAGE[i : i + 200] for i in range(0, len(PASSAGE), 200)]
 
 
-def load(path: Path, cache: Path, **data: Any) -> Blocks:
+def load(path: Path, cache: Path, **data: Any) -> PackedSequences:
     config = {"path": str(path), "sequence_length": 16, "seed": 0} | data
     steps = TrainingConfig(max_steps=3, batch_size=2)
-    return load_blocks(DataConfig.model_validate(config), steps, tiny.tokenizer(), cache, silent)
+    return load_packed(DataConfig.model_validate(config), steps, tiny.tokenizer(), cache, silent)
 
 
-def flat(blocks: Blocks) -> list[int]:
-    return torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()
+def flat(sequences: PackedSequences) -> list[int]:
+    return torch.cat([sequences[i]["input_ids"] for i in range(len(sequences))]).tolist()
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_documents_and_their_ends_fill_the_blocks(file: Path, tmp_path: Path) -> None:
+def test_documents_and_their_ends_fill_the_sequences(file: Path, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     expected = [t for d in DOCUMENTS for t in [*tokenizer(d)["input_ids"], tokenizer.eos_token_id]]
-    blocks = load(file, tmp_path / "cache")
-    assert len(blocks) == len(expected) // 16
-    assert flat(blocks) == expected[: 16 * len(blocks)]
-    row = blocks[1]
+    sequences = load(file, tmp_path / "cache")
+    assert len(sequences) == len(expected) // 16
+    assert flat(sequences) == expected[: 16 * len(sequences)]
+    row = sequences[1]
     assert row["labels"].tolist() == [-100, *row["input_ids"][1:].tolist()]
 
 
@@ -108,4 +108,4 @@ def test_a_tokenizer_without_an_end_is_told(file: Path, tmp_path: Path) -> None:
     tokenizer.eos_token = None
     data = DataConfig(path=str(file), seed=0)
     with pytest.raises(DeepenError, match="no end-of-text token"):
-        load_blocks(data, TrainingConfig(), tokenizer, tmp_path / "cache", silent)
+        load_packed(data, TrainingConfig(), tokenizer, tmp_path / "cache", silent)

@@ -34,8 +34,8 @@ def test_what_does_not_divide_is_told(batch: int, micro: int | None, processes: 
 def test_recomputation_is_off_whatever_transformers_calls_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = make_dataclass("TrainingArguments", [(name, bool)])
-    monkeypatch.setattr("transformers.TrainingArguments", known)
+    renamed = make_dataclass("TrainingArguments", [(name, bool)])
+    monkeypatch.setattr("transformers.TrainingArguments", renamed)
     assert arguments(TrainingConfig(), "sft", 10, 0, tmp_path)[name] is False
 
 

@@ -17,11 +17,11 @@ import tiny
 from deepen.base.model import open_model
 from deepen.common.progress import silent
 from deepen.training.data.examples import load_examples
-from deepen.training.data.packed import load_blocks
+from deepen.training.data.packed import load_packed
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import trainable
-from deepen.training.load import load_model
+from deepen.training.load import load_module
 from deepen.training.recipe import Recipe, Stage
 
 DEPTH, TRAINED = 12, (7, 9, 11)
@@ -72,19 +72,19 @@ def step(
             "output": str(out),
         }
     ).resolved(stage)
-    base = open_model(deep)
-    tokenizer = base.tokenizer()
-    model = load_model(
-        base, trainable(base.source.config, base.depth, recipe.training, "m"), recipe.training
+    model = open_model(deep)
+    tokenizer = model.tokenizer()
+    module = load_module(
+        model, trainable(model.source.config, model.depth, recipe.training, "m"), recipe.training
     )
-    prepare(model)
+    prepare(module)
     if stage == "cpt":
-        rows: Any = load_blocks(recipe.data, recipe.training, tokenizer, out / "data", silent)
+        rows: Any = load_packed(recipe.data, recipe.training, tokenizer, out / "data", silent)
     else:
         rows = load_examples(recipe.data, tokenizer, out / "data", silent)
     schedule = Schedule(recipe.training, 1, LENGTH, len(rows), 0)
-    engine = make_engine(recipe, stage, model, rows, tokenizer, schedule, None, silent)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    engine = make_engine(recipe, stage, module, rows, tokenizer, schedule, None, silent)
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,16 +96,16 @@ def step(
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks, torch.random.fork_rng():
         engine.train()
-    return Cost(counter.get_total_flops(), sum(saved.values()), model.state_dict())
+    return Cost(counter.get_total_flops(), sum(saved.values()), module.state_dict())
 
 
-def nothing(model: Any) -> None:
+def nothing(module: Any) -> None:
     """Change nothing."""
 
 
-def as_shipped(model: Any) -> None:
+def as_shipped(module: Any) -> None:
     """Switch checkpointing on as transformers does."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    module.activation_checkpointing_enable({"use_reentrant": False})
 
 
 @pytest.mark.parametrize("stage", ["cpt", "sft"])

@@ -20,8 +20,8 @@ ONE_STEP = {"schedule": "constant", "warmup": 0, "weight_decay": 0, "save_dtype"
 
 
 def rates_of(folder: Path, steps: int = 100, **training: object) -> Rates | None:
-    base, config = open_model(folder), TrainingConfig.model_validate(training)
-    return own_rates(base, trainable(base.source.config, base.depth, config, "m"), config, steps)
+    model, config = open_model(folder), TrainingConfig.model_validate(training)
+    return own_rates(model, trainable(model.source.config, model.depth, config, "m"), config, steps)
 
 
 def moved(before: Path, after: Path) -> dict[str, float]:
@@ -65,10 +65,10 @@ def test_embeddings_are_below_all_blocks_and_the_head_above(llama: Path) -> None
     ],
 )
 def test_outputs_are_what_the_family_s_table_silences(model_type: str, output: str) -> None:
-    model = shrink.model(model_type)
-    base = as_model(ModuleSource(model, model.config.to_dict()))
+    module = shrink.model(model_type)
+    model = as_model(ModuleSource(module, module.config.to_dict()))
     training = TrainingConfig(trains=[1], output_rate_factor=3)
-    rates = own_rates(base, trainable({}, base.depth, training, "m"), training, 10)
+    rates = own_rates(model, trainable({}, model.depth, training, "m"), training, 10)
     assert rates is not None
     three = {name for name, rate in rates.of.items() if rate.factor == 3}
     assert any(name.endswith(output) for name in three)

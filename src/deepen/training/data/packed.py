@@ -1,8 +1,8 @@
-"""Pre-training data: documents and end-of-text tokens, packed into blocks of equal length.
+"""Pre-training data: documents and end-of-text tokens, packed into sequences of equal length.
 
-The tokens are written once to a file, which is mapped from then on: any block is reached at once,
-so that the order is free, a resumed run is where it was, and no memory grows with the data.
-Blocks cross the borders of documents, and attention does too, as in the paper's training.
+The tokens are written once to a file, which is mapped from then on: any sequence is reached at
+once, so that the order is free, a resumed run is where it was, and no memory grows with the data.
+Sequences cross the borders of documents, and attention does too, as in the paper's training.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,8 +28,8 @@ _CHARACTERS_AT_ONCE = 2**21
 _IGNORED = -100
 
 
-class Blocks(Dataset[dict[str, Tensor]]):
-    """Equal blocks of a file of tokens."""
+class PackedSequences(Dataset[dict[str, Tensor]]):
+    """Sequences of one length in a file of tokens."""
 
     def __init__(self, file: Path, tokens: int, sequence_length: int) -> None:
         """Map the file; what is left over at the end is not used."""
@@ -37,11 +37,11 @@ class Blocks(Dataset[dict[str, Tensor]]):
         self.sequence_length = sequence_length
 
     def __len__(self) -> int:
-        """Return the number of whole blocks."""
+        """Return the number of whole sequences."""
         return len(self._tokens) // self.sequence_length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return one block; its first token cannot be predicted and has no label."""
+        """Return one sequence; its first token cannot be predicted and has no label."""
         start = index * self.sequence_length
         ids = torch.from_numpy(self._tokens[start : start + self.sequence_length].astype(np.int64))
         labels = ids.clone()
@@ -49,13 +49,13 @@ class Blocks(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": labels}
 
 
-def load_blocks(
+def load_packed(
     data: DataConfig,
     training: TrainingConfig,
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     progress: Progress,
-) -> Blocks:
+) -> PackedSequences:
     """Read, tokenise and pack a data set, or find the tokens of an earlier run.
 
     Args:
@@ -66,7 +66,7 @@ def load_blocks(
         progress: Called as tokens are written; a share is only known for streamed data.
 
     Raises:
-        DeepenError: The data are missing or damaged, or do not fill one block.
+        DeepenError: The data are missing or damaged, or do not fill one sequence.
     """
     assert data.seed is not None
     if tokenizer.eos_token_id is None:
@@ -81,14 +81,14 @@ def load_blocks(
         return {"tokens": _write_tokens(data, tokenizer, file, limit, progress)}
 
     key = key_of(data.model_copy(update={"sequence_length": 1}), tokenizer, seed=seed, limit=limit)
-    file, known = cached(folder, f"tokens-{key}", ".bin", write)
-    tokens = known["tokens"]
+    file, facts = cached(folder, f"tokens-{key}", ".bin", write)
+    tokens = facts["tokens"]
     if tokens < data.sequence_length:
         raise DeepenError(
             f"The data set {data.path!r} (data.path) holds {tokens} tokens, fewer than one "
             f"sequence of {data.sequence_length}; give more text or a smaller data.sequence_length."
         )
-    return Blocks(file, tokens, data.sequence_length)
+    return PackedSequences(file, tokens, data.sequence_length)
 
 
 def _needed(data: DataConfig, training: TrainingConfig) -> int | None:
@@ -163,9 +163,9 @@ def _text_of(row: Row, column: str) -> str:
     """
     text = row.columns.get(column)
     if not isinstance(text, str):
-        found = ", ".join(key for key, value in row.columns.items() if value is not None) or "none"
+        names = ", ".join(key for key, value in row.columns.items() if value is not None) or "none"
         raise DeepenError(
             f"{row.where[0].upper()}{row.where[1:]} has no text in column {column!r} "
-            f"(its columns: {found}); set data.text_column."
+            f"(its columns: {names}); set data.text_column."
         )
     return text

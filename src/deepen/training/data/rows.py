@@ -39,12 +39,12 @@ def local_files(data: DataConfig) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.name.endswith(_SUFFIXES))
-            if not found:
+            inside = sorted(f for f in path.rglob("*") if f.name.endswith(_SUFFIXES))
+            if not inside:
                 raise DeepenError(
                     f"Folder {str(path)!r} (data.path) holds no {', '.join(_SUFFIXES)} files."
                 )
-            files += found
+            files += inside
         elif not path.exists():
             if len(paths) == 1 and _is_hub_id(str(path)):
                 return []

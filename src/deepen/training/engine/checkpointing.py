@@ -17,7 +17,7 @@ def checkpoint_blocks(blocks: Sequence[Any], lowest: int) -> None:
     """Let blocks recompute their activations in the backward pass.
 
     Args:
-        blocks: A model's blocks from bottom to top.
+        blocks: A module's blocks from bottom to top.
         lowest: The lowest one that gradients reach.
     """
     for index, block in enumerate(blocks):

@@ -14,7 +14,7 @@ from deepen.training.run_folder import RunFolder
 def make_engine(
     recipe: Recipe,
     stage: Stage,
-    model: Any,  # noqa: ANN401 (transformers' classes have no types)
+    module: Any,  # noqa: ANN401 (transformers' classes have no types)
     data: Any,  # noqa: ANN401
     tokenizer: Any,  # noqa: ANN401
     schedule: Schedule,
@@ -26,8 +26,8 @@ def make_engine(
     Args:
         recipe: The resolved recipe.
         stage: Which engine.
-        model: The model, frozen where it is not to be trained.
-        data: Blocks or examples.
+        module: The model, frozen where it is not to be trained.
+        data: Packed sequences or examples.
         tokenizer: The model's.
         schedule: Which sequences each step has.
         rates: Learning rates that differ from the recipe's.
@@ -44,7 +44,7 @@ def make_engine(
         "gradient_accumulation_steps": accumulated,
     }
     make = _cpt if stage == "cpt" else _sft
-    engine = make(recipe, shared, model, data, tokenizer)
+    engine = make(recipe, shared, module, data, tokenizer)
     keep_losses_exact(engine.accelerator)
     engine.remove_callback(PrinterCallback)
     if tensorboard(recipe.training):
@@ -57,7 +57,7 @@ def make_engine(
     return engine
 
 
-def _cpt(recipe: Recipe, shared: dict[str, Any], model: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
+def _cpt(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
     """Make transformers' engine."""
     from transformers import TrainingArguments
 
@@ -68,10 +68,10 @@ def _cpt(recipe: Recipe, shared: dict[str, Any], model: Any, data: Any, tokenize
     # Several GPUs without a launcher: one is used, instead of the slow DataParallel.
     args._n_gpu = min(args.n_gpu, 1)
     with cpu_fsdp_allowed():
-        return CptTrainer(model, args, data_collator=collate, train_dataset=data)
+        return CptTrainer(module, args, data_collator=collate, train_dataset=data)
 
 
-def _sft(recipe: Recipe, shared: dict[str, Any], model: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
+def _sft(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
     """Make TRL's engine."""
     from trl.trainer.sft_config import SFTConfig
 
@@ -87,4 +87,4 @@ def _sft(recipe: Recipe, shared: dict[str, Any], model: Any, data: Any, tokenize
     )
     args._n_gpu = min(args.n_gpu, 1)
     with cpu_fsdp_allowed():
-        return SftTrainer(model, args, train_dataset=data, processing_class=tokenizer)
+        return SftTrainer(module, args, train_dataset=data, processing_class=tokenizer)

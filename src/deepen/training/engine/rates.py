@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from deepen.base.model import Model
-from deepen.base.streamed import in_memory
 from deepen.training.freeze import Trains
 from deepen.training.recipe import TrainingConfig
 
@@ -37,16 +36,16 @@ class Rates:
     lead: int
     """Steps in which output projections train alone."""
 
-    def regroup(self, optimizer: torch.optim.Optimizer, model: Any) -> None:  # noqa: ANN401
+    def regroup(self, optimizer: torch.optim.Optimizer, module: Any) -> None:  # noqa: ANN401
         """Divide an optimizer's groups so that each holds parameters of one rate.
 
         Groups whose rate is the schedule's own come first, for theirs is the one that is logged.
 
         Args:
             optimizer: One that has not taken a step; its groups keep their other settings.
-            model: Whose parameters it has.
+            module: Whose parameters it has.
         """
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             divided: dict[Rate, list[nn.Parameter]] = {}
@@ -73,11 +72,11 @@ class Rates:
         return lambda step: 0.0 if step < self.lead else course(step)
 
 
-def own_rates(base: Model, trains: Trains, training: TrainingConfig, steps: int) -> Rates | None:
+def own_rates(model: Model, trains: Trains, training: TrainingConfig, steps: int) -> Rates | None:
     """Work out the rates that a recipe asks for; ``None`` if all are the schedule's.
 
     Args:
-        base: The checkpoint that is trained.
+        model: The checkpoint that is trained.
         trains: What trains.
         training: The recipe's part.
         steps: Optimizer steps.
@@ -90,7 +89,7 @@ def own_rates(base: Model, trains: Trains, training: TrainingConfig, steps: int)
     if (factor, lead, decay) == (1, 0, 1):
         return None
     lead = round(lead * steps if lead < 1 else lead)
-    memory = in_memory(base)
+    memory = model.in_memory
     family, blocks = memory.anatomy.family, memory.anatomy.blocks
     from_top = {block: i for i, block in enumerate(sorted(trains.blocks, reverse=True))}
     of = {}
