@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepen.alignment.match import Pair, Similarity
-from deepen.base.anatomy import BlockAnatomy
-from deepen.base.checkpoint import FolderSource
+from deepen.base.anatomy import BlockAnatomy, Role
 from deepen.base.model import Model
 from deepen.base.streamed import InMemory, streamed
 from deepen.common.errors import DeepenError
@@ -45,20 +44,12 @@ def read_tokens(
     Raises:
         DeepenError: The text cannot be read or is too short, or the base has no tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    if not isinstance(base.source, FolderSource):
-        raise DeepenError("A live module has no tokenizer to calibrate with; save it first.")
+    tokenizer = base.tokenizer()
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DeepenError(f"The calibration text {str(text)!r} cannot be read ({error}).") from None
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(base.source.folder)
-        ids = tokenizer(content, add_special_tokens=False)["input_ids"]
-    except Exception as error:  # many types, for files that are missing or damaged
-        reason = " ".join(str(error).split())
-        raise DeepenError(f"{base.source.name} has no tokenizer that loads ({reason}).") from None
+    ids = tokenizer(content, add_special_tokens=False)["input_ids"]
     length = min(length, base.positions or length)
     sequences = min(sequences, len(ids) // length)
     if not sequences:
@@ -188,7 +179,7 @@ class _Watched:
         return Likeness(Similarity(neurons, heads), self._cka.value())
 
 
-def _path(kind: BlockAnatomy, role: str, unit: str = "") -> str | None:
+def _path(kind: BlockAnatomy, role: Role, unit: str = "") -> str | None:
     """Return the path inside a block of the linear layer with a role; ``None`` if it is none."""
     name = kind.name(role, unit)
     place = kind.places[name] if name else None
