@@ -2,17 +2,20 @@
 
     python scripts/survey.py            # the summary
     python scripts/survey.py --write    # and the tables of docs/architectures.md
+    python scripts/survey.py --tables   # what the page says of tables alone; its verdicts stay
 
 Every parameter of a tiny model is random, norms and biases too. A growth by a method that promises
 the base's function is *exact* if float32 logits are equal to the last bit, else *wrong*; by any
 other method it is *grown* if the result passes ``deepen verify`` and loads with no key missing or
-left over, else *wrong*. What deepen refuses is listed with its reason.
+left over, else *wrong*. What deepen refuses is listed with its reason. What families align, what
+silences their blocks and what grows in their configs is read from their tables.
 """
 
 import argparse
 import collections
 import json
 import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -34,13 +37,15 @@ import shrink  # noqa: E402
 from cases import CASES  # noqa: E402
 from deepen import methods  # noqa: E402
 from deepen.base.anatomy import FAMILIES, REFUSED  # noqa: E402
+from deepen.base.anatomy.freedom import FREEDOMS, freedoms  # noqa: E402
+from deepen.base.checkpoint import ModuleSource  # noqa: E402
+from deepen.base.model import as_model  # noqa: E402
 from deepen.common.errors import DeepenError  # noqa: E402
 from deepen.common.quiet import quiet_transformers  # noqa: E402
-from deepen.growth.preview import preview  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 BEGIN, END = "<!-- survey: begin -->", "<!-- survey: end -->"
-PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+REASON = "refused: "
 IDS = torch.randint(1, shrink.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -63,17 +68,21 @@ def survey(model_type: str) -> Finding:
     warnings.simplefilter("ignore")
     if model_type not in FAMILIES:
         return Finding(model_type, {}, refusal(model_type))
-    cases = [settings for family, settings in CASES.values() if family == model_type]
     verdicts: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
-        for number, settings in enumerate(cases or [{}]):
+        for number, settings in enumerate(cases(model_type)):
             base = Path(scratch) / f"base-{number}"
             shrink.model(model_type, **settings).save_pretrained(base)
             for method in methods.names():
-                found = attempt(base, Path(scratch) / f"{method}-{number}", method)
-                before = verdicts.get(method, found)
-                verdicts[method] = found if before in ("exact", "grown") else before
+                verdict = attempt(base, Path(scratch) / f"{method}-{number}", method)
+                before = verdicts.get(method, verdict)
+                verdicts[method] = verdict if before in ("exact", "grown") else before
     return Finding(model_type, verdicts)
+
+
+def cases(model_type: str) -> list[dict[str, Any]]:
+    """Return the settings of a family's tiny test models."""
+    return [settings for family, settings in CASES.values() if family == model_type] or [{}]
 
 
 def refusal(model_type: str) -> str:
@@ -87,7 +96,7 @@ def refusal(model_type: str) -> str:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         save_file({"x": torch.zeros(1)}, Path(folder) / "model.safetensors")
         try:
-            preview(folder)
+            deepen.plan(folder)
         except DeepenError as error:
             return str(error).partition(" is ")[2].rstrip(".")
     raise AssertionError(f"{model_type} was not refused")
@@ -134,15 +143,29 @@ def logits(folder: Path) -> torch.Tensor:
         return model.eval()(IDS, use_cache=False).logits
 
 
+def aligned_by(model_type: str) -> str:
+    """Say what ``opt-deus`` aligns in the blocks of a family: FFNs, then attention."""
+    words: set[str] = set()
+    with quiet_transformers():
+        for settings in cases(model_type):
+            model = shrink.model(model_type, **settings)
+            anatomy = as_model(ModuleSource(model, model.config.to_dict())).anatomy
+            words |= {word for block in anatomy.blocks for word in freedoms(block)}
+    listed = [word for word in FREEDOMS if word in words]
+    inside = FREEDOMS.index("groups")
+    parts = [[w for w in listed if w in part] for part in (FREEDOMS[:inside], FREEDOMS[inside:])]
+    return " · ".join(", ".join(part) for part in parts if part) or "–"
+
+
 def silenced_by(model_type: str) -> str:
     """Say which tensors of a family are silenced, and at what value where it is not 0."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for table in FAMILIES[model_type].kinds.values():
         for name, stored in table.items():
             for part in stored.parts:
                 if part.silent is not None and not part.bias:
-                    found[name.removesuffix(".weight")] = part.silent
-    return ", ".join(f"`{n}`" + (f" = {v:g}" if v else "") for n, v in found.items())
+                    values[name.removesuffix(".weight")] = part.silent
+    return ", ".join(f"`{n}`" + (f" = {v:g}" if v else "") for n, v in values.items())
 
 
 def fields(model_type: str) -> str:
@@ -152,28 +175,24 @@ def fields(model_type: str) -> str:
     return ", ".join(f"`{name}`" for name in names) or "–"
 
 
-def tables(findings: list[Finding]) -> Iterator[str]:
+def tables(findings: list[Finding], heading: str) -> Iterator[str]:
     """Yield the lines of the page's generated part."""
-    grown = [f for f in findings if f.verdicts]
     names = methods.names()
-    yield summary(findings)
+    yield heading
     yield ""
-    columns = ["family", *(f"`{name}`" for name in names), "silenced", "per-layer config"]
+    columns = [
+        "family",
+        *(f"`{name}`" for name in names),
+        "aligned",
+        "silenced",
+        "per-layer config",
+    ]
     yield f"| {' | '.join(columns)} |"
-    yield "|---" * (len(names) + 3) + "|"
+    yield "|---" * len(columns) + "|"
     notes: dict[str, int] = {}
-    for finding in grown:
-        cells = []
-        for name in names:
-            verdict = finding.verdicts[name]
-            if verdict.startswith("refused: "):
-                note = notes.setdefault(verdict.removeprefix("refused: "), len(notes) + 1)
-                verdict = f"refused ({note})"
-            cells.append(verdict)
-        yield (
-            f"| `{finding.model_type}` | {' | '.join(cells)} | {silenced_by(finding.model_type)} "
-            f"| {fields(finding.model_type)} |"
-        )
+    for finding in findings:
+        if finding.verdicts:
+            yield row(finding, notes)
     yield ""
     for text, note in notes.items():
         yield f"({note}) {text}  "
@@ -181,8 +200,8 @@ def tables(findings: list[Finding]) -> Iterator[str]:
     yield "Some configs of these families are refused:"
     yield ""
     for model_type, family in FAMILIES.items():
-        for refusal in family.refusals:
-            yield f"- `{model_type}`: {refusal.reason}."
+        for refused in family.refusals:
+            yield f"- `{model_type}`: {refused.reason}."
     yield ""
     yield "### Refused families"
     yield ""
@@ -194,6 +213,43 @@ def tables(findings: list[Finding]) -> Iterator[str]:
     yield "|---|---|"
     for reason, families in sorted(reasons.items(), key=lambda item: -len(item[1])):
         yield f"| {reason} | {', '.join(families)} |"
+
+
+def row(finding: Finding, notes: dict[str, int]) -> str:
+    """Return a family's row of the first table; reasons become notes, numbered as they come."""
+    cells = [f"`{finding.model_type}`"]
+    for name in methods.names():
+        verdict = finding.verdicts[name]
+        if verdict.startswith(REASON):
+            note = notes.setdefault(verdict.removeprefix(REASON), len(notes) + 1)
+            verdict = f"refused ({note})"
+        cells.append(verdict)
+    read = (aligned_by, silenced_by, fields)
+    return f"| {' | '.join([*cells, *(say(finding.model_type) for say in read)])} |"
+
+
+def recorded(page: str) -> tuple[list[Finding], str]:
+    """Read the findings that the page shows, and its heading."""
+    lines = generated(page)
+    rows = [re.split(r" \| ", line[2:-2]) for line in lines if line.startswith("| ")]
+    notes = dict(re.findall(r"^\((\d+)\) (.*?)  $", "\n".join(lines), re.MULTILINE))
+    names = [cell.strip("`") for cell in rows[0]]
+    findings = []
+    for cells in rows[1:]:
+        if cells[0].startswith("`"):
+            verdicts = {name: cells[names.index(name)] for name in methods.names()}
+            for name, verdict in verdicts.items():
+                if note := re.fullmatch(r"refused \((\d+)\)", verdict):
+                    verdicts[name] = REASON + notes[note[1]]
+            findings.append(Finding(cells[0].strip("`"), verdicts))
+        elif cells[0] != "why":
+            findings += [Finding(name.strip("`"), {}, cells[0]) for name in cells[1].split(", ")]
+    return sorted(findings, key=lambda finding: finding.model_type), lines[0]
+
+
+def generated(page: str) -> list[str]:
+    """Return the lines of the page's generated part."""
+    return page.split(BEGIN)[1].split(END)[0].strip("\n").split("\n")
 
 
 def summary(findings: list[Finding]) -> str:
@@ -218,16 +274,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", help="only these; by default all")
     parser.add_argument("--write", action="store_true", help="rewrite docs/architectures.md")
+    parser.add_argument("--tables", action="store_true", help="rewrite what tables alone say there")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     asked = parser.parse_args()
-    names = asked.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES})
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        findings = list(pool.map(survey, names))
-    print("\n".join(tables(findings)) if asked.families else summary(findings))
-    if asked.write:
-        text = PAGE.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    if asked.tables:
+        findings, heading = recorded(text)
+    else:
+        names = asked.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES})
+        with ProcessPoolExecutor(asked.jobs) as pool:
+            findings = list(pool.map(survey, names))
+        heading = summary(findings)
+        print("\n".join(tables(findings, heading)) if asked.families else heading)
+    if asked.write or asked.tables:
         before, after = text.split(BEGIN)[0], text.split(END)[1]
-        body = "\n".join([BEGIN, *tables(findings), END])
+        body = "\n".join([BEGIN, *tables(findings, heading), END])
         PAGE.write_text(before + body + after, encoding="utf-8")
 
 
