@@ -45,14 +45,7 @@ def make_record(
     wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
     seconds = sum(entry["step_seconds"] for entry in timed)
     speed = sum(entry["step_tokens"] for entry in timed) / seconds if timed else tokens / wall
-    flops = training_flops_per_token(
-        model,
-        trains.blocks,
-        model.depth,
-        length,
-        trains_everything=trains.everything,
-        also=trains.outside,
-    )
+    flops = _flops_per_token(model, trains, length)
     return TrainRecord(
         stage=stage,
         model=model.source.name,
@@ -81,30 +74,32 @@ def make_record(
     )
 
 
+def _flops_per_token(model: Model, trains: Trains, length: int) -> float:
+    """Count what training on one token costs."""
+    everything, also = trains.everything, trains.outside
+    return training_flops_per_token(
+        model, trains.blocks, model.depth, length, trains_everything=everything, also=also
+    )
+
+
 def _point(entry: dict[str, Any]) -> LossPoint:
     """Turn a log line into a point of the curve."""
-    return LossPoint(
-        step=entry["step"],
-        tokens=entry["tokens"],
-        wall_seconds=entry["wall_seconds"],
-        loss_nats_per_token=entry["loss"],
-        learning_rate=entry["learning_rate"],
-    )
+    kept = {key: entry[key] for key in ("step", "tokens", "wall_seconds", "learning_rate")}
+    return LossPoint(loss_nats_per_token=entry["loss"], **kept)
 
 
 def _step_time(timed: list[dict[str, Any]]) -> StepTime:
-    """Say where the time of a step goes."""
+    """Say where the time of a step goes; 0 if no step was timed."""
+
+    def typical(key: str) -> float:
+        return float(median(entry[key] for entry in timed)) if timed else 0.0
+
     return StepTime(
-        forward_seconds=_median(timed, "forward_seconds"),
-        backward_seconds=_median(timed, "backward_seconds"),
-        optimizer_seconds=_median(timed, "optimizer_seconds"),
-        total_seconds=_median(timed, "step_seconds"),
+        forward_seconds=typical("forward_seconds"),
+        backward_seconds=typical("backward_seconds"),
+        optimizer_seconds=typical("optimizer_seconds"),
+        total_seconds=typical("step_seconds"),
     )
-
-
-def _median(entries: list[dict[str, Any]], key: str) -> float:
-    """Return the median over log lines; 0 if no step was timed."""
-    return float(median(entry[key] for entry in entries)) if entries else 0.0
 
 
 def _engine_versions() -> dict[str, str]:

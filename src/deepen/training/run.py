@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepen.base.checkpoint import FolderSource
 from deepen.base.model import Model, open_model
 from deepen.common.progress import Progress, silent
 from deepen.common.quiet import quiet_transformers
@@ -98,12 +97,6 @@ class _Job:
     schedule: Schedule
     """The steps."""
 
-    @property
-    def source(self) -> FolderSource:
-        """The checkpoint's files."""
-        assert isinstance(self.model.source, FolderSource)
-        return self.model.source
-
 
 def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     """Check everything that can be checked before a model is loaded, and read the data.
@@ -140,7 +133,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     module = load_module(job.model, job.trains, training)
     parameters, trained = counts(module)
-    folder.check_disk(trained, sum(info.nbytes for info in job.source.infos.values()))
+    folder.check_disk(trained, sum(info.nbytes for info in job.model.source.infos.values()))
     tell(_announcement(job, parameters, trained))
     rates = own_rates(job.model, job.trains, training, job.schedule.steps)
     engine = make_engine(
