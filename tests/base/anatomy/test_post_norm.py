@@ -143,6 +143,6 @@ def test_axis_labels_have_the_sizes_that_the_config_tells(name, tmp_path):
     base = open_model(save(tmp_path / "base", name))
     block, anatomy = base.block(0, torch.device("cpu")), base.anatomy.blocks[0]
     assert anatomy.heads is not None
-    told = anatomy.heads.sizes | {"residual": 32, "ffn": 48}
+    sizes = anatomy.heads.sizes | {"residual": 32, "ffn": 48}
     for logical, spec in anatomy.block.items():
-        assert tuple(block[logical].shape) == tuple(told[axis] for axis in spec.axes), logical
+        assert tuple(block[logical].shape) == tuple(sizes[axis] for axis in spec.axes), logical

@@ -157,12 +157,12 @@ def _sort(
     """Sort tensor names into blocks, what is outside them, and what stands after the last."""
     after = int(config.get(family.trailing_field) or 0) if family.trailing_field else 0
     suffixes: list[set[str]] = [set() for _ in range(depth)]
-    known = family.around
+    around = family.around
     required = (family.embeddings, *family.outside, *family.final_norm)
     outside, carried, trailing = set(), [], {}
     for name in shapes:
         place = family.split(name)
-        if place is None and name in known:
+        if place is None and name in around:
             outside.add(name)
         elif name.startswith(family.carried):
             carried.append(name)
@@ -182,7 +182,7 @@ def _sort(
     for name in required:
         if name not in outside:
             raise DeepenError(f"The checkpoint lacks tensor {name!r}; fetch or export it again.")
-    return suffixes, [*(name for name in known if name in outside), *carried], trailing
+    return suffixes, [*(name for name in around if name in outside), *carried], trailing
 
 
 def _unknown(family: Family, name: str) -> DeepenError:
@@ -219,15 +219,15 @@ def _block(
     order = {pattern: position for position, pattern in enumerate(table)}
 
     def position(suffix: str) -> tuple[int, int]:
-        found = _stored(table, suffix)
-        assert found is not None
-        return int(found[2] or 0), order[found[0]]
+        entry = _stored(table, suffix)
+        assert entry is not None
+        return int(entry[2] or 0), order[entry[0]]
 
     stored, block, places = {}, {}, {}
     for suffix in sorted(present, key=position):
-        found = _stored(table, suffix)
-        assert found is not None
-        _, spec, number = found
+        entry = _stored(table, suffix)
+        assert entry is not None
+        _, spec, number = entry
         stored[suffix] = spec
         if spec.is_buffer:
             continue
@@ -243,10 +243,10 @@ def _block(
                 block[name] = replace(logical, unit=unit) if logical.unit == "*" else logical
                 places[name] = Place(suffix, spec, part, expert)
     # Where several weights share a tensor, so do their biases; here each follows its weight.
-    seen: dict[tuple[Role, str], int] = {}
+    ranks: dict[tuple[Role, str], int] = {}
     for logical in block.values():
-        seen.setdefault((logical.role, logical.unit), len(seen))
-    names = sorted(block, key=lambda name: seen[block[name].role, block[name].unit])
+        ranks.setdefault((logical.role, logical.unit), len(ranks))
+    names = sorted(block, key=lambda name: ranks[block[name].role, block[name].unit])
     block = {name: block[name] for name in names}
     return BlockAnatomy(kind, stored, block, places, {}, heads, family.norm_offset, family.bilinear)
 
@@ -255,9 +255,9 @@ def _kind(family: Family, present: set[str]) -> tuple[str, list[str]]:
     """Return the kind that a block comes nearest to, and the tensors that it then lacks."""
     best: tuple[int, str, list[str]] | None = None
     for kind, table in family.kinds.items():
-        found = [_stored(table, suffix) for suffix in present]
-        extra = sum(entry is None for entry in found)
-        numbers = sorted({entry[2] for entry in found if entry and entry[2]}, key=int)
+        entries = [_stored(table, suffix) for suffix in present]
+        extra = sum(entry is None for entry in entries)
+        numbers = sorted({entry[2] for entry in entries if entry and entry[2]}, key=int)
         patterns = [p for p, spec in table.items() if not spec.optional]
         whole = [
             pattern.replace("*", number, 1)
@@ -298,7 +298,7 @@ def _by_size(
         DeepenError: Sizes disagree along an axis that the table does not call varying.
     """
     first: dict[Axis, tuple[str, int]] = {}
-    told: dict[tuple[int, tuple[tuple[Axis, int], ...]], BlockAnatomy] = {}
+    anatomies: dict[tuple[int, tuple[tuple[Axis, int], ...]], BlockAnatomy] = {}
     result = []
     for index, block in enumerate(blocks):
         varying: dict[Axis, int] = {}
@@ -314,7 +314,8 @@ def _by_size(
                         f"Shapes differ between blocks: {name!r} has {size} along its {axis} axis "
                         f"where {other!r} has {expected}; blocks of unequal shape cannot be fused."
                     )
-        result.append(told.setdefault((id(block), tuple(varying.items())), _sized(block, varying)))
+        kind = id(block), tuple(varying.items())
+        result.append(anatomies.setdefault(kind, _sized(block, varying)))
     return tuple(result)
 
 
@@ -339,7 +340,7 @@ def _sizes(
     lengths = list(shape[1:] if spec.bank else shape)
     if spec.transposed and len(axes) == 2:
         lengths.reverse()
-    told = list(axes)
+    sized = list(axes)
     if len({part.axes[0] for part in spec.parts}) > 1:
         rows = sum(sizes[part.axes[0]] for part in spec.parts)
         if lengths[0] != rows:
@@ -347,7 +348,7 @@ def _sizes(
                 f"Tensor {name!r} has {lengths[0]} rows where config.json makes it {rows}; "
                 f"correct the checkpoint."
             )
-        del told[0], lengths[0]
+        del sized[0], lengths[0]
     elif spec.split:
         lengths[0] //= len(spec.parts)
-    return list(zip(told, lengths, strict=True))
+    return list(zip(sized, lengths, strict=True))

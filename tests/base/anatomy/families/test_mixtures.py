@@ -95,8 +95,8 @@ def test_multi_token_prediction_stays_after_the_last_block(case, extra, tmp_path
     weights = load_file(base / "model.safetensors") | {before: torch.arange(8.0)}
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     deepen.grow(base, tmp_path / "grown")
-    found = load_file(tmp_path / "grown" / "model.safetensors")
-    assert torch.equal(found[after], weights[before])
+    tensors = load_file(tmp_path / "grown" / "model.safetensors")
+    assert torch.equal(tensors[after], weights[before])
     assert deepen.verify(base, tmp_path / "grown", sequences=1, length=8).passed
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", output_loading_info=True)
     assert not report["missing_keys"]
