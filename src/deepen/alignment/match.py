@@ -28,7 +28,7 @@ from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, keep_neurons, 
 
 _FFN: tuple[Role, ...] = ("gate", "up", "ffn_output")
 _ATTENTION: tuple[Role, ...] = ("query", "key", "value", "attention_output")
-_PER_GROUP: tuple[Axis, ...] = ("key_value", "value", "kv_heads")
+_PER_GROUP: tuple[Axis, ...] = ("key_value", "value", "kv_heads", "group_indexer_query")
 _PER_HEAD: tuple[Axis, ...] = ("query", "attended", "heads")
 
 

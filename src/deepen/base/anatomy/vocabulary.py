@@ -182,6 +182,7 @@ Axis = Literal[
     "query_and_gate",  # queries and a gate on what heads hand on
     "rope",  # dimensions of the one rotary key
     "indexer_query",  # an indexer's heads × its dimensions
+    "group_indexer_query",  # the same where each head chooses keys for one KV group
     "indexer_dimension",  # dimensions of an indexer's head
     "indexer_head",  # an indexer's heads
     "norm_gate",  # rank of the gate on a norm

@@ -251,9 +251,9 @@ _UNEVEN = (
     ),
 )
 
-# The keys of one token are chosen in blocks, by an indexer without an output.
+# The keys of one token are chosen in runs, for each KV group by a head of an indexer.
 _M3_INDEXER: Table = {
-    **linear("self_attn.indexer.q_proj", "indexer_query", "indexer_query", "residual"),
+    **linear("self_attn.indexer.q_proj", "indexer_query", "group_indexer_query", "residual"),
     **linear("self_attn.indexer.k_proj", "indexer_key", "indexer_dimension", "residual"),
     **norm("self_attn.indexer.q_norm", "indexer_query_norm", "indexer_dimension"),
     **norm("self_attn.indexer.k_norm", "indexer_key_norm", "indexer_dimension"),
