@@ -55,7 +55,9 @@ def whole_heads(config: Config) -> Heads | None:
     query = config.get("num_attention_heads")
     if not isinstance(query, int):
         return None
-    head = config.get("head_dim") or config["hidden_size"] // query
+    head = config.get("head_dim") or config.get("hidden_size", 0) // query
+    if not head:
+        return None
     rope = config.get("rope_parameters") or {}
     share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
     key_value = config.get("num_key_value_heads") or query

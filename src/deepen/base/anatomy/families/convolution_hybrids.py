@@ -3,19 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deepen.base.anatomy.experts import (
-    BOTH_TYPES,
-    banked,
-    router,
-    single,
-)
+from deepen.base.anatomy.experts import BOTH_TYPES, banked, router, single
 from deepen.base.anatomy.family import Config, Family
-from deepen.base.anatomy.mixers import (
-    conv,
-    first_differs,
-    product,
-    short_conv,
-)
+from deepen.base.anatomy.mixers import conv, first_differs, product, short_conv
 from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,

@@ -20,9 +20,7 @@ from deepen.base.anatomy.experts import (
 )
 from deepen.base.anatomy.families.refused import SHARED_CHOICE
 from deepen.base.anatomy.family import Config, Family, Refusal
-from deepen.base.anatomy.mixers import (
-    product,
-)
+from deepen.base.anatomy.mixers import product
 from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,

@@ -17,12 +17,7 @@ from deepen.base.anatomy.experts import (
     single,
 )
 from deepen.base.anatomy.family import Config, Family
-from deepen.base.anatomy.mixers import (
-    convs,
-    delta,
-    linear_attention,
-    product,
-)
+from deepen.base.anatomy.mixers import convs, delta, linear_attention, product
 from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,
@@ -87,7 +82,6 @@ _DELTA = delta(
         "in_proj_a": ("mixer_forget", "mixer_head"),
     }
 )
-
 
 _OLMO_MIXER: Table = {
     **linear("linear_attn.q_proj", "mixer_query", "mixer_key", "residual"),

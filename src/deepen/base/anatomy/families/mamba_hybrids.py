@@ -3,18 +3,9 @@
 Kinds of block are composed: one kind for each token mixer, FFN and layout that go together.
 """
 
-from deepen.base.anatomy.experts import (
-    banked,
-    expert_groups,
-    router,
-    single,
-)
+from deepen.base.anatomy.experts import banked, expert_groups, router, single
 from deepen.base.anatomy.family import Config, Family, Heads
-from deepen.base.anatomy.mixers import (
-    mamba,
-    mamba2,
-    product,
-)
+from deepen.base.anatomy.mixers import mamba, mamba2, product
 from deepen.base.anatomy.parts import (
     ATTENTION_NORM,
     FFN_NORM,

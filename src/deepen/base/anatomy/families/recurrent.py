@@ -1,21 +1,8 @@
 """Families without attention, or with a recurrence in its place in most blocks."""
 
 from deepen.base.anatomy.family import Config, Family, Refusal
-from deepen.base.anatomy.mixers import (
-    conv,
-    first_differs,
-    mamba,
-    mamba2,
-)
-from deepen.base.anatomy.parts import (
-    attention,
-    gated,
-    linear,
-    no_heads,
-    norm,
-    other,
-    rope_heads,
-)
+from deepen.base.anatomy.mixers import conv, first_differs, mamba, mamba2
+from deepen.base.anatomy.parts import attention, gated, linear, no_heads, norm, other, rope_heads
 from deepen.base.anatomy.tensors import Table
 from deepen.base.anatomy.vocabulary import Axis
 
