@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.common.errors import DeepenError
-from deepen.training.data.rows import Row
+from deepen.training.data.rows import Row, capitalised
 from deepen.training.recipe import DataConfig
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Reader:
         for column in self._columns:
             if row.columns.get(column) is None:
                 raise DeepenError(
-                    f"{_upper(row.where)} lacks the column {column!r} "
+                    f"{capitalised(row.where)} lacks the column {column!r} "
                     f"({self._form.replace('_', '/')} rows have: {', '.join(self._columns)})."
                 )
         reads: Mapping[str, Callable[[Row], Example]] = {
@@ -178,8 +178,8 @@ class Reader:
         template = self._tokenizer.chat_template
         if not isinstance(template, str):
             raise DeepenError(
-                f"{_upper(row.where)} holds messages, but the tokenizer has no chat template to "
-                f"write them with; name a Jinja file in data.chat_template, or give rows with "
+                f"{capitalised(row.where)} holds messages, but the tokenizer has no chat template "
+                f"to write them with; name a Jinja file in data.chat_template, or give rows with "
                 f"prompt and completion."
             )
         return template
@@ -221,7 +221,7 @@ def _form_of(row: Row, data: DataConfig) -> str:
     if data.text_column in row.columns:
         return "text"
     raise DeepenError(
-        f"{_upper(row.where)} has the columns {', '.join(row.columns)}; fine-tuning reads "
+        f"{capitalised(row.where)} has the columns {', '.join(row.columns)}; fine-tuning reads "
         f"messages, or prompt and completion, or instruction and output."
     )
 
@@ -232,7 +232,8 @@ def _turns(value: object, row: Row) -> list[Turn]:
     sound = (isinstance(t, Mapping) and {"role", "content"} <= t.keys() for t in turns)
     if not turns or not all(sound):
         raise DeepenError(
-            f"{_upper(row.where)} holds no messages with role and content where they are expected."
+            f"{capitalised(row.where)} holds no messages with role and content where they are "
+            f"expected."
         )
     return turns
 
@@ -240,8 +241,3 @@ def _turns(value: object, row: Row) -> list[Turn]:
 def _plain(turns: Sequence[Turn]) -> Any:  # noqa: ANN401 (what transformers takes)
     """Copy messages, for templates that change them."""
     return [dict(turn) for turn in turns]
-
-
-def _upper(text: str) -> str:
-    """Begin a sentence with a text."""
-    return text[0].upper() + text[1:]

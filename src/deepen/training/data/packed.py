@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress
 from deepen.training.data.cache import cached, key_of
-from deepen.training.data.rows import Row, rows
+from deepen.training.data.rows import Row, capitalised, rows
 from deepen.training.recipe import DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _text_of(row: Row, column: str) -> str:
     if not isinstance(text, str):
         names = ", ".join(key for key, value in row.columns.items() if value is not None) or "none"
         raise DeepenError(
-            f"{row.where[0].upper()}{row.where[1:]} has no text in column {column!r} "
+            f"{capitalised(row.where)} has no text in column {column!r} "
             f"(its columns: {names}); set data.text_column."
         )
     return text

@@ -173,8 +173,13 @@ def _parquet(file: Path, data: DataConfig) -> Iterator[Row]:
 def _checked(where: str, row: object) -> Row:
     """Insist on an object with columns."""
     if not isinstance(row, dict):
-        raise DeepenError(f"{where[0].upper()}{where[1:]} is not an object with columns.")
+        raise DeepenError(f"{capitalised(where)} is not an object with columns.")
     return Row(where, row)
+
+
+def capitalised(where: str) -> str:
+    """Begin a sentence with a row's place."""
+    return where[0].upper() + where[1:]
 
 
 def _hub_rows(data: DataConfig, seed: int) -> Iterator[Row]:
