@@ -55,5 +55,6 @@ original = opened.open_checkpoint
 
 def test_the_record_lists_only_the_options_that_were_chosen(llama):
     assert deepen.plan(llama).growth.chosen_options == {}
-    chosen = deepen.plan(llama, options={"upper_share": 0.75}).growth.chosen_options
-    assert chosen == {"upper_share": 0.75}
+    options = {"upper_share": 0.75, "fidelity": "normalised", "match_norms": "false"}
+    chosen = deepen.plan(llama, options=options).growth.chosen_options
+    assert chosen == {"upper_share": 0.75, "fidelity": "normalised"}

@@ -184,11 +184,3 @@ def _is_learned(anatomy: Anatomy, name: str) -> bool:
     """Whether a buffer that checkpoints hold is part of what the model has learned."""
     place = anatomy.family.split(name)
     return place is None or not anatomy.blocks[place[0]].stored[place[1]].is_buffer
-
-
-def in_memory(model: Model) -> InMemory:
-    return model.in_memory
-
-
-def load(model: Model, memory: InMemory, name: str) -> Tensor:
-    return memory.load(name)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from deepen.common.errors import DeepenError
+from deepen.common.files import write_whole
 
 Tree = dict[str, Any]
 """What a YAML file holds: keys to values, lists and further trees."""
@@ -80,7 +81,7 @@ def read_yaml(path: str | Path) -> Tree:
 def write_yaml(path: Path, tree: Tree) -> None:
     """Write a tree so that ``read_yaml`` reads the same one."""
     text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:

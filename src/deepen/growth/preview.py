@@ -149,7 +149,8 @@ def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
 def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     """Count what the growth makes."""
     base, infos, step = growth.base, growth.layout.values(), lineage.steps[-1]
-    defaults = {name: field.default for name, field in type(growth.options).model_fields.items()}
+    fields = type(growth.options).model_fields
+    chosen = {name: step.options[name] for name in growth.request.options if name in step.options}
     parameters = sum(info.parameters for info in infos)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
@@ -158,7 +159,7 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
         base_depth=base.depth,
         depth=growth.plan.depth,
         base_parameters=base.source.parameters,
-        chosen_options={k: v for k, v in step.options.items() if v != defaults.get(k)},
+        chosen_options={k: v for k, v in chosen.items() if v != fields[k].default},
         parameters=parameters,
         new_parameters=new,
         trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,

@@ -8,7 +8,7 @@ from deepen.base.anatomy import FAMILIES, dissect
 from deepen.base.anatomy.layouts import assemble, missing
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import open_model
-from deepen.base.streamed import in_memory, load, missing_and_extra
+from deepen.base.streamed import missing_and_extra
 
 
 @pytest.fixture(params=["mixtral", "gpt2", "gemma2"])
@@ -21,11 +21,11 @@ def pair(request, tmp_path):
 
 def test_memory_from_disk_and_back(pair):
     model, base = pair
-    memory = in_memory(base)
+    memory = base.in_memory
     state = model.state_dict()
     assert memory.shapes.keys() <= state.keys()
     for name in memory.shapes:
-        assert torch.equal(load(base, memory, name), state[name])
+        assert torch.equal(memory.load(name), state[name])
     for name, info in base.source.infos.items():
         made = assemble(name, info.shape, base.anatomy, memory.anatomy, state.__getitem__)
         assert torch.equal(made, base.source.load(name))
