@@ -1,5 +1,6 @@
 """What was aligned computes what it did, shown on the base at hand; and what happens if not."""
 
+import json
 from dataclasses import replace
 from itertools import combinations
 
@@ -100,3 +101,12 @@ def test_heads_that_are_described_right_are_aligned(family, tmp_path):
     deepen.grow(base, tmp_path / "plain", method="avg-deus", options=plain)
     weights = [tmp_path / name / "model.safetensors" for name in ("grown", "plain")]
     assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+def test_a_model_that_transformers_cannot_run_is_refused_before_anything_is_written(tmp_path):
+    base = tiny.save(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(deepen.DeepenError, match=r"transformers cannot run base as its config"):
+        deepen.grow(base, tmp_path / "grown")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]

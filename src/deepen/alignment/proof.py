@@ -11,7 +11,7 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from deepen.alignment.match import Matcher, Pair
 from deepen.base.model import Model
 from deepen.base.streamed import InMemory, streamed
+from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.records.growth import AlignmentProof
 
@@ -51,21 +52,40 @@ def relative_changes(
     by_block: dict[int, list[Pair]] = defaultdict(list)
     for pair in matchers:
         by_block[pair[0]].append(pair)
-    found: dict[Pair, float] = {}
+    changes: dict[Pair, float] = {}
     if not matchers:
-        return found
-    with streamed(model, device) as memory, ExitStack() as hooks:
-        prefix = memory.anatomy.family.block_prefix
+        return changes
+    progress("proving", 0.0)
+    with _run_explained(model), streamed(model, device) as memory, ExitStack() as hooks:
+        blocks: Any = memory.module.get_submodule(model.blocks_path)
         for index, pairs in by_block.items():
             own = {pair: matchers[pair] for pair in pairs}
-            twice = _Twice(model, memory, index, own, found, last=index == max(by_block))
-            hooks.callback(twice.watch(memory.module.get_submodule(f"{prefix}{index}")))
-        progress("proving", 0.0)
+            twice = _Twice(model, memory, index, own, changes, last=index == max(by_block))
+            hooks.callback(twice.watch(blocks[index]))
+        args, kwargs = _inputs(model, memory, device)
         with suppress(_Enough), memory.weights.replaced(_FewExperts(model, memory)):
-            args, kwargs = _inputs(model, memory, device)
             memory.module(*args, **kwargs, use_cache=False)
-        progress("proving", 1.0)
-    return found
+    progress("proving", 1.0)
+    return changes
+
+
+@contextmanager
+def _run_explained(model: Model) -> Iterator[None]:
+    """Turn the errors of a model that transformers cannot run into a sentence.
+
+    Raises:
+        DeepenError: It cannot.
+    """
+    try:
+        yield
+    except (DeepenError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # many types, for configs and weights that do not belong together
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DeepenError(
+            f"transformers cannot run {model.source.name} as its config.json describes it "
+            f"({reason}); correct the checkpoint."
+        ) from error
 
 
 def _inputs(
@@ -123,12 +143,12 @@ class _Twice:
         memory: InMemory,
         index: int,
         matchers: Mapping[Pair, Matcher],
-        found: dict[Pair, float],
+        changes: dict[Pair, float],
         *,
         last: bool,
     ) -> None:
         self._model, self._memory, self._index, self._matchers = model, memory, index, matchers
-        self._found, self._last, self._inside = found, last, False
+        self._changes, self._last, self._inside = changes, last, False
         self._aligned: dict[Pair, Tensor] = {}
         self._state = torch.empty(0)
 
@@ -163,7 +183,7 @@ class _Twice:
         added = float((made - self._state).double().norm())
         for pair, aligned in self._aligned.items():
             change = float((aligned - made).double().norm())
-            self._found[pair] = change / added if added else change
+            self._changes[pair] = change / added if added else change
         if self._last:
             raise _Enough
 
