@@ -1,6 +1,8 @@
 """Fixtures that many tests share."""
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 # Nothing here may reach for a hub.
@@ -26,3 +28,24 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of each family in turn; read only."""
     return tiny.save(tmp_path_factory.mktemp("bases") / request.param, request.param)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return what installs a module's text as a stranger's package that adds something."""
+
+    def put(module: str, text: str, entry_points: str) -> None:
+        package = tmp_path / "site" / "my_package"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / f"{module}.py").write_text(text)
+        about = package.parent / "my_package-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(entry_points)
+        monkeypatch.syspath_prepend(package.parent)
+        importlib.invalidate_caches()
+
+    yield put
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]

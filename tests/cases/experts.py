@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_moe": ("qwen3_moe", {"decoder_sparse_step": 3}),
-    "olmoe": ("olmoe", {}),
+    "olmoe": ("olmoe", {"clip_qkv": 0.5}),
     "flex_olmo": ("flex_olmo", {}),
     "deepseek_v2": ("deepseek_v2", {**_LATENT, "first_k_dense_replace": 2}),
     "deepseek_v2-plain": (
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": (
         "dbrx",
         {
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 0.5},
             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
         },
     ),

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "bloom": ("bloom", {}),
-    "mpt": ("mpt", {}),
+    "mpt": ("mpt", {"attn_config": {"clip_qkv": 0.5}}),
     "opt": ("opt", {}),
     "opt-projected": ("opt", {"word_embed_proj_dim": 16, "enable_bias": False}),
     "xglm": ("xglm", {"attention_heads": 4}),

@@ -284,7 +284,7 @@ def test_the_regularisation_is_recorded_in_its_unit(fidelity, llama, tmp_path):
 
 def test_a_regularisation_at_its_default_is_not_listed_as_chosen(llama):
     chosen = deepen.plan(llama, options={"fidelity": "published"}).growth.chosen_options
-    assert chosen == {"fidelity": "published", "restore_norms": False}
+    assert chosen == {"fidelity": "published"}
 
 
 def test_the_strength_of_the_published_plan_is_the_distance_regularisation():

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from deepen.alignment.experts import Renumbered, expert_order
 from deepen.base.anatomy import Axis, Block, BlockAnatomy, Role
+from deepen.base.anatomy.freedom import ATTENTION, FFN, beside
 from deepen.base.model import Model
+from deepen.common.system import return_freed_memory
 from deepen.transport.assignment import best_share, choose_rows
 from deepen.transport.heads import (
     Attention,
@@ -26,8 +28,6 @@ from deepen.transport.heads import (
 )
 from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, keep_neurons, match_ffn
 
-_FFN: tuple[Role, ...] = ("gate", "up", "ffn_output")
-_ATTENTION: tuple[Role, ...] = ("query", "key", "value", "attention_output")
 _PER_GROUP: tuple[Axis, ...] = ("key_value", "value", "kv_heads", "group_indexer_query")
 _PER_HEAD: tuple[Axis, ...] = ("query", "attended", "heads")
 
@@ -76,7 +76,9 @@ class Matcher:
         """For every expert of the upper block the one of the lower that matches it."""
         if not self.anatomy.experts:
             return []
-        return expert_order(self._given, self.above, self.anatomy).tolist()
+        order: list[int] = expert_order(self._given, self.above, self.anatomy).tolist()
+        return_freed_memory()  # every expert's weights were read
+        return order
 
     @cached_property
     def below(self) -> Block:
@@ -100,7 +102,7 @@ class Matcher:
         if a is None or b is None:
             return None
         match = match_ffn(a, b, reg=self._reg, similarity=self._similarity.neurons.get(unit))
-        if self.anatomy.bilinear and not self._others(self._axis(unit), unit):
+        if self.anatomy.bilinear and not beside(self.anatomy, self._axis(unit), unit):
             return match
         ones = torch.ones_like(match.balance_below)
         return replace(
@@ -117,7 +119,7 @@ class Matcher:
             return None
         match = match_attention(a, b, similarity=self._similarity.heads)
         gated = self.anatomy.heads is not None and self.anatomy.heads.gated
-        if gated or self._others("attended") or self._others("value"):
+        if gated or beside(self.anatomy, "attended") or beside(self.anatomy, "value"):
             same = torch.eye(match.value.shape[-1], dtype=match.value.dtype, device=b.value.device)
             match = replace(match, value=same.expand_as(match.value))
         return match
@@ -161,8 +163,8 @@ class Matcher:
             moved = keep_groups(heads, moved, own, share)
         biases = (moved.query_bias, moved.key_bias, moved.value_bias)
         weights = (moved.query, moved.key, moved.value, moved.output)
-        yield from self._named(zip(_ATTENTION, weights, strict=True))
-        yield from self._named(zip(_ATTENTION, biases, strict=False), bias=True)
+        yield from self._named(zip(ATTENTION, weights, strict=True))
+        yield from self._named(zip(ATTENTION, biases, strict=False), bias=True)
 
     def _aligned_ffn(self, unit: str, share: float) -> Iterator[tuple[str, Tensor]]:
         """Yield gate, up and down of one FFN, and what else has an entry per neuron, aligned."""
@@ -177,9 +179,9 @@ class Matcher:
             assert own is not None
             moved = keep_neurons(match, moved, own, share)
         weights, biases = (moved.gate, moved.up, moved.down), (moved.gate_bias, moved.up_bias)
-        yield from self._named(zip(_FFN, weights, strict=True), unit)
-        yield from self._named(zip(_FFN, biases, strict=False), unit, bias=True)
-        for name in self._others(self._axis(unit), unit):
+        yield from self._named(zip(FFN, weights, strict=True), unit)
+        yield from self._named(zip(FFN, biases, strict=False), unit, bias=True)
+        for name in beside(self.anatomy, self._axis(unit), unit):
             kept = best_share(match.similarity_after, share)
             yield name, choose_rows(kept, self.below[name][match.source], self.above[name])
 
@@ -192,7 +194,7 @@ class Matcher:
         for axis, label in enumerate(spec.axes):
             order = match.groups if label in _PER_GROUP else match.heads
             if label in (*_PER_GROUP, *_PER_HEAD):
-                if spec.role in _ATTENTION:
+                if spec.role in ATTENTION:
                     continue  # an output's bias
                 parts = tensor.unflatten(axis, (len(order), -1)).index_select(axis, order)
                 tensor = parts.flatten(axis, axis + 1)
@@ -211,16 +213,6 @@ class Matcher:
         """Return the label of an FFN's neurons."""
         name = self.anatomy.name("up", unit)
         return self.anatomy.block[name].axes[0] if name else None
-
-    def _others(self, axis: Axis | None, unit: str = "") -> list[str]:
-        """Name the tensors beside the usual ones that have an axis of neurons or head dims."""
-        return [
-            name
-            for name, spec in self.anatomy.block.items()
-            if axis in spec.axes
-            and spec.unit == unit
-            and spec.role not in (*_FFN, *_ATTENTION, "buffer")
-        ]
 
 
 def match_pairs(
@@ -274,12 +266,12 @@ def attention_of(block: Block, anatomy: BlockAnatomy, *, folded: bool = False) -
         anatomy: What it is made of.
         folded: Whether the norm before it is folded into query, key and value.
     """
-    heads, names = anatomy.heads, [anatomy.name(role) for role in _ATTENTION]
+    heads, names = anatomy.heads, [anatomy.name(role) for role in ATTENTION]
     if heads is None or None in names:
         return None
     (query, query_bias), (key, key_bias), (value, value_bias) = (
         _linear(block, anatomy, role, "", "attention_norm" if folded else None)
-        for role in _ATTENTION[:3]
+        for role in ATTENTION[:3]
     )
     output = _wide(block[str(names[3])])
     assert query is not None

@@ -13,6 +13,7 @@ from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
+from deepen.common.system import return_freed_memory
 from deepen.methods.method import Gap, Method, Prepared, Stack
 from deepen.methods.options import FusedOptions, Options
 from deepen.planning.plan import Insert, Plan
@@ -107,6 +108,7 @@ def grown_tensors(
             for suffix, tensor in new_block(growth, block):
                 if wanted(family.name(place[0], suffix)):
                     yield family.name(place[0], suffix), tensor
+            return_freed_memory()
 
 
 def _is_buffer(base: Model, insert: Insert, suffix: str) -> bool:

@@ -7,11 +7,12 @@ A package of your own adds a method through the entry point group ``deepen.metho
 """
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 
-from deepen.common.errors import DeepenError, unknown
+from deepen.common.errors import unknown
+from deepen.common.plugins import added, added_names
 from deepen.methods.method import Method
 
+_GROUP = "deepen.methods"
 _BUILT_IN = {
     "opt-deus": "deepen.methods.opt_deus",
     "avg-deus": "deepen.methods.avg_deus",
@@ -24,8 +25,7 @@ _BUILT_IN = {
 
 def names() -> list[str]:
     """Return the names of all methods, the built-in ones first."""
-    added = {point.name for point in entry_points(group="deepen.methods")} - set(_BUILT_IN)
-    return [*_BUILT_IN, *sorted(added)]
+    return [*_BUILT_IN, *(name for name in added_names(_GROUP) if name not in _BUILT_IN)]
 
 
 def get(name: str) -> Method:
@@ -37,28 +37,7 @@ def get(name: str) -> Method:
     if name in _BUILT_IN:
         method: Method = import_module(_BUILT_IN[name]).METHOD
         return method
-    for point in entry_points(group="deepen.methods", name=name):
-        return _load(point)
-    raise unknown("method", name, names())
-
-
-def _load(point: EntryPoint) -> Method:
-    """Load a method of another package.
-
-    Raises:
-        DeepenError: It cannot be loaded, or is no method.
-    """
-    try:
-        added = point.load()
-    except Exception as error:  # whatever a stranger's module raises as it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DeepenError(
-            f"Method {point.name!r} cannot be loaded from {point.value!r} ({reason}); correct or "
-            f"uninstall the package that adds it."
-        ) from None
-    if not isinstance(added, Method):
-        raise DeepenError(
-            f"Method {point.name!r} is a {type(added).__name__} at {point.value!r}; its entry "
-            f"point must name a deepen.methods.method.Method."
-        )
-    return added
+    other = added(_GROUP, name, Method)
+    if other is None:
+        raise unknown("method", name, names())
+    return other

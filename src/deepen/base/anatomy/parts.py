@@ -280,6 +280,17 @@ def plain_heads(heads: str, width: str, *, fixed: bool = False) -> Callable[[Con
     return read
 
 
+def clipped(read: Callable[[Config], Heads | None]) -> Callable[[Config], Heads | None]:
+    """Hold the bases of heads where ``clip_qkv`` clips queries, keys and values one by one."""
+
+    def read_clipped(config: Config) -> Heads | None:
+        heads = read(config)
+        clips = {**config, **config.get("attn_config", {})}.get("clip_qkv") is not None
+        return replace(heads, normed=True, gated=True) if heads and clips else heads
+
+    return read_clipped
+
+
 def no_heads(config: Config) -> None:
     """Read no heads, where more than query, key, value and output hangs on them."""
 

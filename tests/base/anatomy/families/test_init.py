@@ -1,7 +1,5 @@
 """A stranger's architecture through an entry point, and packages that cannot be used."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,27 +12,6 @@ from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 
 DOCS = Path(__file__).parents[4] / "docs/architectures.md"
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Return what installs a module's text as a package that adds a family."""
-
-    def put(text: str, entry_point: str) -> None:
-        package = tmp_path / "site" / "my_package"
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
-        (package / "my_model.py").write_text(text)
-        about = package.parent / "my_package-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(entry_point)
-        monkeypatch.syspath_prepend(package.parent)
-        importlib.invalidate_caches()
-
-    yield put
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -54,7 +31,8 @@ def registered():
 def test_the_architecture_of_the_docs_is_grown_and_verified(install, tmp_path):
     text = DOCS.read_text(encoding="utf-8").split("## An architecture of your own")[1]
     toml = text.split("```toml\n")[1].split("```")[0].replace('"', "")
-    install(text.split("```python\n")[1].split("```")[0], toml.replace("project.entry-points.", ""))
+    shown = text.split("```python\n")[1].split("```")[0]
+    install("my_model", shown, toml.replace("project.entry-points.", ""))
     family = family_named("my_model")
     assert family is not None
     assert "my_model" not in FAMILIES
@@ -76,15 +54,15 @@ def test_the_architecture_of_the_docs_is_grown_and_verified(install, tmp_path):
     [
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("", "AttributeError: module 'my_package.my_model' has no attribute 'FAMILY'"),
-        ("FAMILY = 'mine'", "is no deepen.base.anatomy.Family of model_type 'my_model'"),
+        ("FAMILY = 'mine'", "is a str and no deepen.base.anatomy.family.Family"),
         (
             "from deepen.base.anatomy import FAMILIES\nFAMILY = FAMILIES['llama']",
-            "is no deepen.base.anatomy.Family of model_type 'my_model'",
+            "names a table of model_type 'llama'",
         ),
     ],
 )
 def test_a_package_that_cannot_be_used_is_one_sentence(install, text, reason):
-    install(text, "[deepen.families]\nmy_model = my_package.my_model:FAMILY\n")
+    install("my_model", text, "[deepen.families]\nmy_model = my_package.my_model:FAMILY\n")
     with pytest.raises(DeepenError) as refused:
         family_named("my_model")
     assert reason in str(refused.value)

@@ -7,8 +7,6 @@ name is the ``model_type``::
     my_model = "my_package.my_model:FAMILY"
 """
 
-from importlib.metadata import EntryPoint, entry_points
-
 from deepen.base.anatomy.families import (
     balanced_mixtures,
     convolution_hybrids,
@@ -25,6 +23,7 @@ from deepen.base.anatomy.families import (
 from deepen.base.anatomy.families.refused import REFUSED
 from deepen.base.anatomy.family import Family
 from deepen.common.errors import DeepenError
+from deepen.common.plugins import added
 
 __all__ = ["FAMILIES", "REFUSED", "family_named"]
 
@@ -54,28 +53,10 @@ def family_named(model_type: str) -> Family | None:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    for point in entry_points(group="deepen.families", name=model_type):
-        return _load(point)
-    return None
-
-
-def _load(point: EntryPoint) -> Family:
-    """Load a family of another package.
-
-    Raises:
-        DeepenError: It cannot be loaded, or is no table of this family.
-    """
-    try:
-        added = point.load()
-    except Exception as error:  # whatever a stranger's module raises as it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    family = added("deepen.families", model_type, Family)
+    if family is not None and family.model_type != model_type:
         raise DeepenError(
-            f"Family {point.name!r} cannot be loaded from {point.value!r} ({reason}); correct or "
-            f"uninstall the package that adds it."
-        ) from None
-    if not isinstance(added, Family) or added.model_type != point.name:
-        raise DeepenError(
-            f"The entry point {point.name!r} names {point.value!r}, which is no "
-            f"deepen.base.anatomy.Family of model_type {point.name!r}; correct the package."
+            f"The entry point {model_type!r} of deepen.families names a table of model_type "
+            f"{family.model_type!r}; correct the package that adds it."
         )
-    return added
+    return family

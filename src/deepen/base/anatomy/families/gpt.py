@@ -12,6 +12,7 @@ from deepen.base.anatomy.parts import (
     affine,
     attention,
     buffers,
+    clipped,
     fused,
     linear,
     megatron,
@@ -215,7 +216,7 @@ _MPT = Family(
     final_norm=("transformer.norm_f.weight",),
     block_prefix="transformer.blocks.",
     depth_field="n_layers",
-    heads=plain_heads("n_heads", "d_model", fixed=True),
+    heads=clipped(plain_heads("n_heads", "d_model", fixed=True)),
 )
 
 _CTRL = replace(

@@ -14,6 +14,7 @@ from deepen.base.anatomy.parts import (
     adjacent_heads,
     attention,
     buffers,
+    clipped,
     fused,
     fused_gated,
     gated,
@@ -126,12 +127,6 @@ def _cohere_heads(config: Config) -> Heads | None:
     return heads_with(planes="adjacent", normed=own, fixed=own)(config)
 
 
-def _olmo_heads(config: Config) -> Heads | None:
-    """Read OLMo's heads; where queries, keys and values are clipped, nothing can be turned."""
-    clipped = config["clip_qkv"] is not None
-    return heads_with(normed=clipped, gated=clipped)(config)
-
-
 def _alike(block: Table, *model_types: str, **rules: Any) -> tuple[Family, ...]:
     """Return families whose blocks have the same tensors and whose configs the same rules.
 
@@ -164,7 +159,7 @@ FAMILIES = (
     *_alike(_GLM, "glm", heads=adjacent_heads),
     *_alike(_UNGATED, "arcee"),
     *_alike(_UNGATED, "jais2", final_norm=("model.norm.weight", "model.norm.bias")),
-    *_alike({**attention(), **gated()}, "olmo", final_norm=(), heads=_olmo_heads),
+    *_alike({**attention(), **gated()}, "olmo", final_norm=(), heads=clipped(rope_heads)),
     *_alike(_NANOCHAT, "nanochat", final_norm=(), heads=normed_heads),
     *_alike(_HUNYUAN, "hunyuan_v1_dense", heads=normed_heads),
     *_alike(_APERTUS, "apertus", heads=normed_heads),

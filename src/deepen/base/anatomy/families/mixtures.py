@@ -29,6 +29,7 @@ from deepen.base.anatomy.parts import (
     QUERY_KEY_VALUE,
     adjacent_heads,
     attention,
+    clipped,
     fused,
     fused_gated,
     gated,
@@ -122,7 +123,10 @@ _QWEN = (
 # What leaves attention and FFN is normed; see ``postnorm``.
 _OLMO = (
     Family(
-        "olmoe", mixture({**PLAIN, **wide_norms()}, router()), heads=normed_heads, bilinear=True
+        "olmoe",
+        mixture({**PLAIN, **wide_norms()}, router()),
+        heads=clipped(normed_heads),
+        bilinear=True,
     ),
     Family(
         "flex_olmo",
@@ -338,7 +342,7 @@ _DBRX = Family(
     final_norm=("transformer.norm_f.weight",),
     block_prefix="transformer.blocks.",
     depth_field="n_layers",
-    heads=_dbrx_heads,
+    heads=clipped(_dbrx_heads),
     preload=("DbrxExperts",),
 )
 
