@@ -53,8 +53,7 @@ def test_an_indexer_moves_with_the_groups_that_it_chooses_keys_for():
     model_type, settings = CASES["minimax_m3_vl_text"]
     model = shrink.model(model_type, **settings)
     base = as_model(ModuleSource(model, model.config.to_dict()))
-    indexed = [i for i, block in enumerate(base.anatomy.blocks) if "indexed" in block.kind]
-    pair = (indexed[0], indexed[1])
+    pair = next(p for p in alike(base) if "indexed" in base.anatomy.blocks[p[0]].kind)
     matchers = match_pairs(base, [pair], CPU)
     assert matchers[pair].heads.groups.tolist() != [0, 1]
     assert relative_changes(base, matchers, CPU)[pair] < 1e-5

@@ -11,8 +11,8 @@ import gaps
 import oracles
 from deepen.alignment.match import Matcher
 from deepen.common.errors import DeepenError
+from deepen.methods.method import parse_options
 from deepen.methods.opt_deus import METHOD, Options
-from deepen.methods.options import parse_options
 from deepen.transport import sinkhorn
 
 HIDDEN_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from deepen.alignment.match import Pair, Similarity
 from deepen.base.anatomy import BlockAnatomy, Role
+from deepen.base.memory import InMemory
 from deepen.base.model import Model
-from deepen.base.streamed import InMemory, streamed
+from deepen.base.streamed import streamed
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.transport.correlation import Correlation, HeadCorrelation, StreamingCka

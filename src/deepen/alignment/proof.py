@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from deepen.alignment.match import Matcher, Pair
+from deepen.base.memory import InMemory
 from deepen.base.model import Model
-from deepen.base.streamed import InMemory, streamed
+from deepen.base.streamed import streamed
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.records.growth import AlignmentProof
@@ -201,36 +202,29 @@ def _cloned(inputs: Any) -> Any:  # noqa: ANN401 (arguments of a block)
     return tuple(v.clone() if isinstance(v, Tensor) else v for v in inputs)
 
 
-class _FewExperts(Mapping[str, Tensor]):
+class _FewExperts:
     """Banks of experts as the model in memory has them, only the first few of them filled."""
 
     def __init__(self, model: Model, memory: InMemory) -> None:
         self._model, self._memory = model, memory
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __call__(self, name: str) -> Tensor | None:
         place = self._memory.anatomy.family.split(name)
         if place is None:
-            raise KeyError(name)
+            return None
         index, suffix = place
         kind, names = self._memory.anatomy.blocks[index], self._model.anatomy.blocks[index].names
         if len(kind.experts) <= _EXPERTS or not kind.stored[suffix].bank:
-            raise KeyError(name)
+            return None
         block = self._model.block(index, torch.device("cpu"))
-        # Not torch.zeros, which would touch every page.
-        bank = torch.from_numpy(np.zeros(self._memory.shapes[name], np.float32))
+        bank = _untouched(self._memory.shapes[name])
         for logical, where in kind.places.items():
             if where.suffix == suffix and where.expert is not None and where.expert < _EXPERTS:
                 where.write(block[names[kind.block[logical].key]], bank, kind.sizes)
         return bank
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._memory.shapes)
 
-    def __len__(self) -> int:
-        return len(self._memory.shapes)
-
-
-class _AlignedWeights(Mapping[str, Tensor]):
+class _AlignedWeights:
     """The tensors of an aligned block as the model in memory has them, each made when asked for."""
 
     def __init__(self, model: Model, memory: InMemory, index: int, matcher: Matcher) -> None:
@@ -239,24 +233,22 @@ class _AlignedWeights(Mapping[str, Tensor]):
         self._kind = memory.anatomy.blocks[index]
         self._part: tuple[str | None, dict[str, Tensor]] | None = None
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __call__(self, name: str) -> Tensor | None:
         place = self._memory.anatomy.family.split(name)
         if place is None or place[0] != self._index:
-            raise KeyError(name)
+            return None
         tensor: Tensor | None = None
         for logical, where in self._kind.places.items():
             if where.suffix != place[1]:
                 continue
             if tensor is None and not where.is_whole:
-                tensor = torch.from_numpy(np.zeros(self._memory.shapes[name], np.float32))
+                tensor = _untouched(self._memory.shapes[name])
             if where.expert is not None and self._is_left_out(where.expert):
                 continue
             part = self._logical(self._names[self._kind.block[logical].key]).float().cpu()
             if tensor is None:
                 return part.contiguous()
             where.write(part, tensor, self._kind.sizes)
-        if tensor is None:
-            raise KeyError(name)
         return tensor
 
     def _is_left_out(self, expert: int) -> bool:
@@ -275,9 +267,7 @@ class _AlignedWeights(Mapping[str, Tensor]):
                 return self._part[1][name]
         return self._matcher.aligned_rest(name)
 
-    def __iter__(self) -> Iterator[str]:
-        family = self._memory.anatomy.family
-        return (family.name(self._index, suffix) for suffix in self._kind.stored)
 
-    def __len__(self) -> int:
-        return len(self._kind.stored)
+def _untouched(shape: tuple[int, ...]) -> Tensor:
+    """Return zeros whose pages take memory only once they are written, unlike torch's."""
+    return torch.from_numpy(np.zeros(shape, np.float32))

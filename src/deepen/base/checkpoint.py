@@ -1,4 +1,4 @@
-"""The base, read lazily: config.json and tensors, from a checkpoint folder or a live module.
+"""A checkpoint, read lazily: config.json and tensors, from a checkpoint folder or a live module.
 
 A tensor is mapped from disk when it is asked for and unmapped when it is dropped, so that reading
 a whole model never holds more of it in memory than the caller keeps.
@@ -14,13 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepen.common.errors import DeepenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -341,3 +344,19 @@ def note_pickle(source: Source) -> None:
             f"and the grown model is written as safetensors.",
             stacklevel=2,
         )
+
+
+def transformers_config(source: Source) -> "PreTrainedConfig":
+    """Return transformers' config object of a source."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[source.config["model_type"]].from_dict(_untagged(source.config))
+
+
+def _untagged(value: Any) -> Any:  # noqa: ANN401 (anything that JSON holds)
+    """Return a part of config.json with the numbers that JSON lacks: transformers tags infinity."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _untagged(entry) for key, entry in value.items()}
+    return [_untagged(entry) for entry in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The base model as every stage sees it: a source, its anatomy, its blocks."""
+"""An opened checkpoint as every stage sees it: a source, its anatomy, its blocks."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
-from deepen.base.checkpoint import Source, is_finite, positions_of
+from deepen.base.checkpoint import Source, is_finite, positions_of, transformers_config
 from deepen.base.hub import open_checkpoint
+from deepen.base.memory import InMemory
 from deepen.base.text import tokenizer_of
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-    from deepen.base.streamed import InMemory
+    from transformers import PreTrainedTokenizerBase
 
 
 class LazyBlock(Mapping[str, Tensor]):
@@ -66,7 +65,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be grown."""
+    """An opened model of a family that can be grown."""
 
     source: Source
     """Its config and tensors."""
@@ -81,11 +80,9 @@ class Model:
         return self.anatomy.family
 
     @cached_property
-    def in_memory(self) -> "InMemory":
+    def in_memory(self) -> InMemory:
         """The model as transformers holds it, without its weights."""
-        from deepen.base.streamed import InMemory
-
-        return InMemory.of(self)
+        return InMemory.of(self.source, self.resolved, self.anatomy)
 
     @property
     def blocks_path(self) -> str:
@@ -157,22 +154,6 @@ def as_model(source: Source) -> Model:
             f"embeddings (tie_word_embeddings); fetch or export it again."
         )
     return Model(source, resolved, anatomy)
-
-
-def transformers_config(source: Source) -> "PreTrainedConfig":
-    """Return transformers' config object of a source."""
-    from transformers import CONFIG_MAPPING
-
-    return CONFIG_MAPPING[source.config["model_type"]].from_dict(_untagged(source.config))
-
-
-def _untagged(value: Any) -> Any:  # noqa: ANN401 (anything that JSON holds)
-    """Return a part of config.json with the numbers that JSON lacks: transformers tags infinity."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"__float__"}:
-            return float(value["__float__"])
-        return {key: _untagged(entry) for key, entry in value.items()}
-    return [_untagged(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _family(source: Source) -> Family:

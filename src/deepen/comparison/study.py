@@ -11,7 +11,7 @@ from deepen import methods
 from deepen.common.errors import DeepenError
 from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
 from deepen.comparison.statistics import BASE
-from deepen.methods.options import parse_options
+from deepen.methods.method import parse_options
 from deepen.records.growth import GrowChoice, GrowRequest
 from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 

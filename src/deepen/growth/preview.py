@@ -13,7 +13,7 @@ from deepen.common.settings import validate
 from deepen.common.system import versions
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import Growth
-from deepen.methods.options import parse_options
+from deepen.methods.method import parse_options
 from deepen.planning import placement
 from deepen.planning.cost import estimate, placements
 from deepen.planning.parents import with_parents

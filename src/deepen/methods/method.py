@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from deepen.base.anatomy import Block, BlockAnatomy, TensorSpec
 from deepen.base.model import Model
+from deepen.common.errors import DeepenError, unknown
 from deepen.common.progress import Progress, silent
 from deepen.methods.options import Options
 from deepen.planning.placement import PlacementRequest, in_gaps
@@ -130,3 +132,29 @@ def between(default: str = "top") -> Callable[[PlacementRequest], Plan]:
 def above_copied(default: str) -> Callable[[PlacementRequest], Plan]:
     """Make a ``place`` for methods that copy the block below; they may also grow on top of all."""
     return partial(in_gaps, default=default, copies=True)
+
+
+def parse_options(method: Method, values: Mapping[str, object]) -> Options:
+    """Check option values, given as strings or as what they are, against a method's options.
+
+    Raises:
+        DeepenError: An option is unknown or its value does not fit.
+    """
+    for name in values:
+        if name not in method.options.model_fields:
+            if not method.options.model_fields:
+                raise DeepenError(f"Method {method.name!r} has no options; leave out {name!r}.")
+            raise unknown(f"option of {method.name}", name, method.options.model_fields)
+    try:
+        return method.options.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if not problem["loc"]:  # what is wrong is how options go together
+            reason = str(problem["ctx"]["error"])
+            raise DeepenError(
+                f"Options of {method.name!r} contradict each other: {reason}."
+            ) from None
+        raise DeepenError(
+            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
+            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
+        ) from None

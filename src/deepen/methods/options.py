@@ -1,15 +1,11 @@
-"""Options of methods: what all that make weights share, and how they are checked."""
+"""Options of methods, and what those of all methods that make weights share."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from deepen.common.errors import DeepenError, unknown
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from deepen.base.anatomy import TensorSpec
-    from deepen.methods.method import Method
 
 
 class Options(BaseModel):
@@ -64,29 +60,3 @@ class BlendedOptions(FusedOptions):
         """Return the upper block's weight in a new block at ``t`` of the way through its gap."""
         upper, lower = self.upper_share * t, (1 - self.upper_share) * (1 - t)
         return upper / (upper + lower)
-
-
-def parse_options(method: "Method", values: Mapping[str, object]) -> Options:
-    """Check option values, given as strings or as what they are, against a method's options.
-
-    Raises:
-        DeepenError: An option is unknown or its value does not fit.
-    """
-    for name in values:
-        if name not in method.options.model_fields:
-            if not method.options.model_fields:
-                raise DeepenError(f"Method {method.name!r} has no options; leave out {name!r}.")
-            raise unknown(f"option of {method.name}", name, method.options.model_fields)
-    try:
-        return method.options.model_validate(dict(values))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        if not problem["loc"]:  # what is wrong is how options go together
-            reason = str(problem["ctx"]["error"])
-            raise DeepenError(
-                f"Options of {method.name!r} contradict each other: {reason}."
-            ) from None
-        raise DeepenError(
-            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
-            f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
-        ) from None
