@@ -253,20 +253,20 @@ def test_of_two_kv_groups_the_better_matched_one_is_averaged():
 
 
 @pytest.mark.parametrize(
-    ("fidelity", "option"),
+    ("fidelity", "option", "right"),
     [
-        ("published", "regularisation"),
-        ("normalised", "distance_regularisation"),
-        ("structured", "distance_regularisation"),
+        ("published", "regularisation", "distance_regularisation"),
+        ("normalised", "distance_regularisation", "regularisation"),
+        ("structured", "distance_regularisation", "regularisation"),
     ],
 )
 @pytest.mark.parametrize("value", ["0.06", "0.5"])
-def test_a_regularisation_in_the_wrong_unit_is_refused(fidelity, option, value):
+def test_a_regularisation_in_the_wrong_unit_is_refused(fidelity, option, right, value):
     with pytest.raises(DeepenError) as refused:
         parse_options(METHOD, {"fidelity": fidelity, option: value})
     assert str(refused.value) == (
         f"Options of 'opt-deus' contradict each other: "
-        f"{option} has no meaning with fidelity={fidelity}."
+        f"{option} has no meaning with fidelity={fidelity}, which takes {right}."
     )
 
 

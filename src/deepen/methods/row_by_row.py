@@ -70,7 +70,11 @@ class FidelityOptions(BlendedOptions):
     def _one_regularisation(self) -> Self:
         """Refuse the regularisation that would be ignored."""
         if self._idle in self.model_fields_set:
-            raise ValueError(f"{self._idle} has no meaning with fidelity={self.fidelity}")
+            both = {"regularisation", "distance_regularisation"}
+            raise ValueError(
+                f"{self._idle} has no meaning with fidelity={self.fidelity}, which takes "
+                f"{(both - {self._idle}).pop()}"
+            )
         return self
 
     @model_serializer(mode="wrap")
