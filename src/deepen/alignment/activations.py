@@ -1,6 +1,6 @@
 """What pairs of blocks compute on a text: how alike their neurons, heads and outputs are.
 
-One streamed pass over the base. Only the activations of lower blocks whose upper partner has not
+One streamed pass over the model. Only the activations of lower blocks whose upper partner has not
 run yet are held.
 """
 
@@ -38,20 +38,20 @@ class Likeness:
 
 
 def read_tokens(
-    base: Model, text: Path, sequences: int = _SEQUENCES, length: int = _LENGTH
+    model: Model, text: Path, sequences: int = _SEQUENCES, length: int = _LENGTH
 ) -> Tensor:
     """Cut the beginning of a text into sequences ``[sequences, length]`` for calibration.
 
     Raises:
-        DeepenError: The text cannot be read or is too short, or the base has no tokenizer.
+        DeepenError: The text cannot be read or is too short, or the model has no tokenizer.
     """
-    tokenizer = base.tokenizer()
+    tokenizer = model.tokenizer()
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DeepenError(f"The calibration text {str(text)!r} cannot be read ({error}).") from None
     ids = tokenizer(content, add_special_tokens=False)["input_ids"]
-    length = min(length, base.positions or length)
+    length = min(length, model.positions or length)
     sequences = min(sequences, len(ids) // length)
     if not sequences:
         raise DeepenError(
@@ -62,27 +62,27 @@ def read_tokens(
 
 
 def compare_blocks(
-    base: Model,
+    model: Model,
     pairs: Sequence[Pair],
     tokens: Tensor,
     device: torch.device,
     progress: Progress = silent,
 ) -> dict[Pair, Likeness]:
-    """Run a text through the base and compare blocks pair by pair.
+    """Run a text through the model and compare blocks pair by pair.
 
     Neurons are compared by the correlation of what goes into the down projection, heads by that of
     what they write. FFNs that transformers computes as one with others (banks of experts) are left
     out.
 
     Args:
-        base: The base.
+        model: The model that both blocks belong to.
         pairs: Which blocks to compare; the lower one first.
         tokens: Ids ``[sequences, length]``.
         device: Where to compute.
         progress: Called with the finished share.
     """
-    with streamed(base, device) as memory, ExitStack() as hooks:
-        watched = {pair: _Watched(base, memory, pair) for pair in dict.fromkeys(pairs)}
+    with streamed(model, device) as memory, ExitStack() as hooks:
+        watched = {pair: _Watched(model, memory, pair) for pair in dict.fromkeys(pairs)}
         for pair in watched.values():
             hooks.enter_context(pair.hooked())
         batches = tokens.split(_BATCH)
@@ -90,27 +90,27 @@ def compare_blocks(
             progress("calibrating", done / len(batches))
             memory.module(batch.to(device), use_cache=False)
         progress("calibrating", 1.0)
-        return {pair: seen.result(base, device) for pair, seen in watched.items()}
+        return {pair: seen.result(model, device) for pair, seen in watched.items()}
 
 
 def similarities(
-    base: Model, pairs: Sequence[Pair], text: Path, device: torch.device, progress: Progress
+    model: Model, pairs: Sequence[Pair], text: Path, device: torch.device, progress: Progress
 ) -> dict[Pair, Similarity]:
     """Compare blocks pair by pair on the beginning of a text; see ``compare_blocks``.
 
     Raises:
-        DeepenError: The text cannot be read or is too short, or the base has no tokenizer.
+        DeepenError: The text cannot be read or is too short, or the model has no tokenizer.
     """
-    tokens = read_tokens(base, text)
-    found = compare_blocks(base, pairs, tokens, device, progress)
+    tokens = read_tokens(model, text)
+    found = compare_blocks(model, pairs, tokens, device, progress)
     return {pair: likeness.similarity for pair, likeness in found.items()}
 
 
 class _Watched:
     """Follows one pair of blocks while the model runs."""
 
-    def __init__(self, base: Model, memory: InMemory, pair: Pair) -> None:
-        self._pair, self._anatomy = pair, base.anatomy.blocks[pair[0]]
+    def __init__(self, model: Model, memory: InMemory, pair: Pair) -> None:
+        self._pair, self._anatomy = pair, model.anatomy.blocks[pair[0]]
         kinds = [memory.anatomy.blocks[index] for index in pair]
         prefix = memory.anatomy.family.block_prefix
         self._blocks = [memory.module.get_submodule(f"{prefix}{index}") for index in pair]
@@ -170,11 +170,11 @@ class _Watched:
         else:
             update(self._held.pop(what), seen.detach())
 
-    def result(self, base: Model, device: torch.device) -> Likeness:
+    def result(self, model: Model, device: torch.device) -> Likeness:
         """Return what was found."""
         heads = None
         if self._heads and (name := self._anatomy.name("attention_output")):
-            outputs = [base.block(index, device)[name] for index in self._pair]
+            outputs = [model.block(index, device)[name] for index in self._pair]
             heads = self._heads.value(*outputs)
         neurons = {unit: correlation.value() for unit, correlation in self._neurons.items()}
         return Likeness(Similarity(neurons, heads), self._cka.value())

@@ -118,7 +118,7 @@ class Model:
 
 
 def open_model(model: str | Path, revision: str | None = None) -> Model:
-    """Open a checkpoint folder or a hub id as a base.
+    """Open a checkpoint folder or a hub id.
 
     Raises:
         DeepenError: It is missing, damaged, quantised, or of a family that deepen does not know.
