@@ -1,6 +1,7 @@
 """inspect on plain, grown and twice grown checkpoints."""
 
 import deepen
+from deepen.base import model as opening
 
 
 def test_a_plain_base(any_family):
@@ -29,3 +30,15 @@ def test_lineage_of_a_twice_grown_model(llama, tmp_path):
         (2, None, "llama-pro", [7]),
     ]
     assert record.new_parameters == 2 * record.parameters_per_block[0]
+
+
+def test_alignment_is_measured_and_proven_on_the_model_that_was_opened(llama, monkeypatch):
+    opened, open_checkpoint = [], opening.open_checkpoint
+    monkeypatch.setattr(
+        opening, "open_checkpoint", lambda *given: opened.append(given) or open_checkpoint(*given)
+    )
+    record = deepen.inspect(llama, alignment=True, device="cpu")
+    assert len(opened) == 1
+    changes = [block.function_change for block in record.alignment.blocks]
+    assert len(changes) == record.blocks - 1
+    assert all(0 < change < 1e-5 for change in changes)

@@ -62,22 +62,32 @@ def align(
     Raises:
         DeepenError: The checkpoint or the text cannot be used.
     """
-    opened, where = open_model(model, revision), devices.choose(device)
-    lineage = read_lineage(opened.source.config)
+    return align_model(open_model(model, revision), calibration, devices.choose(device), progress)
+
+
+def align_model(
+    model: Model, calibration: Path | None, device: torch.device, progress: Progress = silent
+) -> AlignmentRecord:
+    """Measure how well an opened model's neighbouring blocks align; see ``align``.
+
+    Raises:
+        DeepenError: The text cannot be used, or transformers cannot run the model.
+    """
+    lineage = read_lineage(model.source.config)
     steps = lineage.steps if lineage else []
-    inserts = dict(_new_blocks(Plan.from_json(steps[-1].plan)) if steps else _gaps(opened))
+    inserts = dict(_new_blocks(Plan.from_json(steps[-1].plan)) if steps else _gaps(model))
     pairs = [(insert.below, insert.above) for insert in inserts.values()]
     likeness: Mapping[Pair, Likeness] = {}
     if calibration:
-        tokens = read_tokens(opened, calibration)
-        likeness = compare_blocks(opened, pairs, tokens, where, progress)
-    matchers = match_pairs(opened, pairs, where)
-    changes = relative_changes(opened, matchers, where, progress)
+        tokens = read_tokens(model, calibration)
+        likeness = compare_blocks(model, pairs, tokens, device, progress)
+    matchers = match_pairs(model, pairs, device)
+    changes = relative_changes(model, matchers, device, progress)
     blocks = []
     for done, (key, insert) in enumerate(inserts.items()):
         progress("aligning", done / len(inserts))
         pair = insert.below, insert.above
-        new = opened.block(key, where) if lineage else None
+        new = model.block(key, device) if lineage else None
         measured = _measure(matchers[pair], new)
         blocks.append(
             BlockAlignment(
@@ -91,7 +101,7 @@ def align(
         )
     progress("aligned", 1.0)
     return AlignmentRecord(
-        model=opened.source.name,
+        model=model.source.name,
         method=steps[-1].method if steps else None,
         calibration=calibration.name if calibration else None,
         regularisation=REGULARISATION,

@@ -141,8 +141,8 @@ def row_by_row(options: FidelityOptions, gap: Gap) -> Iterator[tuple[str, Tensor
         if options.fidelity == "published"
         else normalised(options.regularisation, options.max_iterations)
     )
-    below, above, t = matched_experts(gap.below, gap.above, gap.anatomy), gap.above, gap.t
-    t = options.weight(t)
+    below, above = matched_experts(gap.below, gap.above, gap.anatomy), gap.above
+    t = options.weight(gap.t)
     stream: Tensor | None = None  # T_o
     rows: Tensor | None = None  # the map of the latest weight's rows
     for name, spec in gap.anatomy.block.items():

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from deepen.alignment.measure import align
+from deepen.alignment.measure import align_model
 from deepen.base.model import open_model
+from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import Lineage, read_lineage
@@ -32,26 +33,24 @@ def inspect(
     Raises:
         DeepenError: The checkpoint cannot be read, or is of a family that deepen does not know.
     """
-    base = open_model(model, revision)
-    lineage = read_lineage(base.source.config)
+    opened = open_model(model, revision)
+    lineage = read_lineage(opened.source.config)
     new_blocks = lineage.new_blocks if lineage else []
-    per_block = [base.parameters_of(index) for index in range(base.depth)]
+    per_block = [opened.parameters_of(index) for index in range(opened.depth)]
     return InspectRecord(
-        name=base.source.name,
-        family=base.family.model_type,
-        dtypes=sorted({info.dtype for info in base.source.infos.values()}),
-        blocks=base.depth,
-        parameters=base.source.parameters,
+        name=opened.source.name,
+        family=opened.family.model_type,
+        dtypes=sorted({info.dtype for info in opened.source.infos.values()}),
+        blocks=opened.depth,
+        parameters=opened.source.parameters,
         parameters_per_block=per_block,
         new_blocks=new_blocks,
         new_parameters=sum(per_block[index] for index in new_blocks),
         steps=lineage.steps if lineage else [],
         origins=origins(lineage)
         if lineage
-        else [Origin(step=0, block=index) for index in range(base.depth)],
-        alignment=align(
-            model, revision=revision, calibration=calibration, device=device, progress=progress
-        )
+        else [Origin(step=0, block=index) for index in range(opened.depth)],
+        alignment=align_model(opened, calibration, devices.choose(device), progress)
         if alignment or calibration
         else None,
     )
