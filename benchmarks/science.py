@@ -31,8 +31,7 @@ import deepen
 import science_tables as tables
 from deepen.comparison.results import read_records
 from deepen.comparison.run import compare
-from deepen.comparison.statistics import BASE
-from deepen.comparison.study import Study
+from deepen.comparison.study import BASE, Study
 from deepen.demo.corpus import read_corpus
 from deepen.demo.material import END_OF_DOCUMENT, new_model, train_tokenizer
 from deepen.demo.recipe import FULL, Budget, DemoRecipe

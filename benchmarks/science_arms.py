@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from deepen.comparison.statistics import BASE
+from deepen.comparison.study import BASE
 
 BLOCKS = 8
 """Depth of the base."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepen.comparison.statistics import BASE, paired_differences
+from deepen.comparison.statistics import paired_differences
+from deepen.comparison.study import BASE
 from deepen.planning.plan import insert_after
 from deepen.records.alignment import AlignmentRecord, BlockAlignment, PartAlignment
 from deepen.records.evaluation import EvalRecord, TaskScore, TextScore
@@ -175,7 +176,8 @@ def arm_record(arm: str, seed: int, index: int, tasks: Sequence[str] = TASKS) ->
     after = 2.92 + 0.03 * ((index + 3) % 7) + wobble + random.Random(seed).gauss(0, 0.02)
     return ArmRecord(
         arm=arm,
-        method=None if arm == BASE else arm.partition(" ")[0],
+        role="reference" if arm == BASE else "grown",
+        method=arm.partition(" ")[0],
         placement=None,
         seed=seed,
         grow=grow,
@@ -275,6 +277,7 @@ def study(
     summary = StudySummary(
         study=resolved,
         arms=list(arms),
+        roles={record.arm: record.role for record in records},
         seeds=list(seeds),
         differences=paired_differences(records, arms),
         versions=VERSIONS,

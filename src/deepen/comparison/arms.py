@@ -6,8 +6,7 @@ from deepen.alignment.measure import align
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
 from deepen.common.progress import Progress
-from deepen.comparison.statistics import BASE
-from deepen.comparison.study import Arm, EvaluationConfig, Study
+from deepen.comparison.study import BASE, Arm, EvaluationConfig, Study
 from deepen.evaluation.evaluate import evaluate
 from deepen.growth.grow import grow
 from deepen.records.alignment import AlignmentRecord
@@ -53,7 +52,8 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         after_tuning = _score(study.evaluation, model, seed, kept, progress)
     return ArmRecord(
         arm=arm.name,
-        method=None if arm.method == BASE else arm.method,
+        role=study.role(arm),
+        method=arm.method,
         placement=arm.placement,
         seed=seed,
         grow=grown,

@@ -107,6 +107,7 @@ def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySumm
     summary = StudySummary(
         study=study.model_dump(mode="json"),
         arms=names,
+        roles={arm.name: study.role(arm) for arm in study.all_arms},
         seeds=study.seeds,
         differences=paired_differences(own, names),
         fine_tuned_differences=paired_differences(fine_tuned(own), names),

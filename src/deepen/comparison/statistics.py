@@ -16,8 +16,6 @@ from deepen.records.training import LossPoint
 
 CONFIDENCE = 0.95
 """Of all intervals."""
-BASE = "base"
-"""Label of the arm that is the un-grown base."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,11 @@ def of_arm(records: Iterable[ArmRecord], arm: str) -> list[ArmRecord]:
     return sorted((r for r in records if r.arm == arm), key=lambda record: record.seed)
 
 
+def reference(records: Iterable[ArmRecord]) -> str | None:
+    """Return the label of the arm that the others are held to; ``None`` if it has no record yet."""
+    return next((record.arm for record in records if record.role == "reference"), None)
+
+
 def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
     """Return the records with fine-tuning, run and scores, in the place of pre-training.
 
@@ -132,7 +135,7 @@ def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
 
 
 def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[PairedDifference]:
-    """Compare every arm with the base, and every arm with every later one, in every score.
+    """Compare every arm with the reference, and every arm with every later one, in every score.
 
     Only the seeds that both arms have count.
 
@@ -144,8 +147,9 @@ def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> lis
         (record.arm, record.seed): {score.name: score.value for score in scores(record.after)}
         for record in records
     }
-    grown = [arm for arm in arms if arm != BASE]
-    pairs = [(arm, BASE) for arm in grown if BASE in arms] + list(combinations(grown, 2))
+    base = reference(records)
+    others = [arm for arm in arms if arm != base]
+    pairs = [(arm, base) for arm in others if base is not None] + list(combinations(others, 2))
     differences = []
     for arm, other in pairs:
         seeds = sorted(s for a, s in values if a == arm and (other, s) in values)

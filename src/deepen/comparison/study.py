@@ -10,13 +10,16 @@ from pydantic import BeforeValidator, Field
 from deepen import methods
 from deepen.common.errors import DeepenError
 from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
-from deepen.comparison.statistics import BASE
 from deepen.methods.method import parse_options
 from deepen.records.growth import GrowChoice, GrowRequest
+from deepen.records.study import Role
 from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 
 ARMS = "arms"
 """Name of the folder in which arms work."""
+BASE = "base"
+"""Method of an arm that is the base, trained on."""
+_WHOLE = ("auto", "everything")
 
 
 class Arm(GrowChoice):
@@ -131,6 +134,14 @@ class Study(Settings):
         """The arms, with the un-grown base."""
         has_base = any(arm.method == BASE for arm in self.arms)
         return self.arms if has_base else [Arm(method=BASE), *self.arms]
+
+    def role(self, arm: Arm) -> Role:
+        """Return what an arm is in the study; the first base that trains everything is held to."""
+        if arm.method != BASE:
+            return "grown"
+        bases = [one for one in self.all_arms if one.method == BASE]
+        whole = [one for one in bases if one.training.get("trains", "auto") in _WHOLE]
+        return "reference" if arm.name == (whole or bases)[0].name else "alternative"
 
     def arm_folder(self, arm: Arm, seed: int) -> Path:
         """Return where an arm works."""

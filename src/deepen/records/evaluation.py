@@ -1,6 +1,11 @@
 """What ``evaluate`` found."""
 
+from typing import Literal
+
 from deepen.records.record import Record
+
+Side = Literal["new", "old"]
+"""What a score tells: what was learned, on new text or a new task, or what was kept of the old."""
 
 
 class TextScore(Record):
@@ -20,6 +25,8 @@ class TextScore(Record):
     """Its exponential."""
     bits_per_byte: float
     """Loss in bits over all tokens, divided by the bytes: comparable between tokenizers."""
+    side: Side | None = None
+    """Whether the text is new or old to the base, where a study says so."""
 
 
 class TaskScore(Record):
@@ -43,6 +50,8 @@ class TaskScore(Record):
     """SHA-256 of the task's resolved configuration."""
     version: str
     """The task's own version."""
+    side: Side | None = None
+    """Whether the task is new or old to the base, where a study says so."""
 
 
 class EvalRecord(Record):

@@ -1,6 +1,6 @@
 """What ``compare`` writes: records of arms, and what they say together."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,22 +11,28 @@ from deepen.records.record import Record
 from deepen.records.training import TrainRecord
 from deepen.records.verification import VerifyRecord
 
+Role = Literal["reference", "alternative", "grown"]
+"""What an arm is in a study: the base, trained on as a whole, which the others are held to; another
+way to train the base; or a grown model."""
+
 
 class ArmRecord(Record):
     """One arm of a study with one seed: a line of records.jsonl."""
 
     arm: str
-    """The arm's label, unique in the study; ``base`` is the un-grown base, trained alike."""
-    method: str | None
-    """Growth method; ``None`` for the base."""
+    """The arm's label, unique in the study."""
+    role: Role
+    """What it is in the study."""
+    method: str
+    """Growth method, or how the base is trained: ``base``, ``lora``, ``top-blocks``, ``wider``."""
     placement: str | None
     """Placement asked for."""
     seed: int
     """Seed of growth, data order and training."""
     grow: GrowRecord | None
-    """How it was grown; ``None`` for the base."""
+    """How it was grown; ``None`` for what is not grown."""
     verification: VerifyRecord | None = None
-    """Proof that it is what it claims; ``None`` for the base."""
+    """Proof that it is what it claims; ``None`` for what is not grown."""
     alignment: AlignmentRecord | None = None
     """How well the parents of its new blocks align; ``None`` where none were fused."""
     before: EvalRecord
@@ -67,10 +73,14 @@ class StudySummary(Record):
     """The resolved study."""
     arms: list[str]
     """Labels in the order of the study."""
+    roles: dict[str, Role]
+    """Label → what the arm is in the study; exactly one is the reference."""
+    rates: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Label → learning rate → loss on the text that rates are chosen on, where the study chose."""
     seeds: list[int]
     """Seeds of the study."""
     differences: list[PairedDifference]
-    """Every arm against the base, and every arm against every later one, after training."""
+    """Every arm against the reference, and every arm against every later one, after training."""
     fine_tuned_differences: list[PairedDifference] = Field(default_factory=list)
     """The same after fine-tuning, where the study has it."""
     versions: dict[str, str]

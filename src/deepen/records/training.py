@@ -33,6 +33,21 @@ class StepTime(Record):
     """From the start of one step to the start of the next, data loading included."""
 
 
+class TrunkRecord(Record):
+    """What was kept of the frozen blocks below the lowest trained one."""
+
+    blocks: int
+    """How many blocks were not run in training."""
+    sequences: int
+    """Sequences whose states were read."""
+    computed: int
+    """Those of them whose states this run had to compute first."""
+    stored_bytes: int
+    """Bytes on the disk."""
+    seconds: float
+    """Time of that first pass; not part of the training time."""
+
+
 class TrainRecord(Record):
     """What ``train`` did."""
 
@@ -80,6 +95,8 @@ class TrainRecord(Record):
     """Model FLOPs per second as a share of that rate."""
     resumed_from_step: int | None
     """The step that the last restart began at."""
+    trunk: TrunkRecord | None = None
+    """What was kept of the frozen trunk; ``None`` if every block was run in every step."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     versions: dict[str, str]

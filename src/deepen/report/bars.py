@@ -76,16 +76,18 @@ class Bar:
 def strips(
     differences: Sequence[PairedDifference],
     arms: Sequence[str],
+    base: str | None,
     score: aggregate.Score,
 ) -> Strips | None:
-    """Draw the differences to the base in one score.
+    """Draw the differences to the reference in one score.
 
     Args:
         differences: All of the study.
         arms: Labels in order.
+        base: The label of the reference.
         score: The score.
     """
-    chosen = [d for d in differences if d.other == aggregate.BASE and d.score == score.name]
+    chosen = [d for d in differences if d.other == base and d.score == score.name]
     if not chosen:
         return None
     ends = [end for d in chosen for end in (d.mean, d.low, d.high) if end is not None]

@@ -78,11 +78,12 @@ def loss_chart(
 
 def difference_chart(records: Sequence[ArmRecord], arms: Sequence[str]) -> Chart | None:
     """Draw the training loss of every arm minus the base's on the same tokens."""
-    base = aggregate.of_arm(records, aggregate.BASE)
+    base = aggregate.reference(records)
+    theirs = [record for record in records if record.arm == base]
     curves = {
-        arm: aggregate.loss_against(aggregate.of_arm(records, arm), base)
+        arm: aggregate.loss_against(aggregate.of_arm(records, arm), theirs)
         for arm in arms
-        if arm != aggregate.BASE
+        if arm != base
     }
     title = "Loss against tokens, minus the base's loss on the same tokens"
     y_title = "difference, nats per token"

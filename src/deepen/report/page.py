@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from deepen.comparison import statistics as aggregate
-from deepen.comparison.statistics import BASE, Score
+from deepen.comparison.statistics import Score
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.report import bars, curves, tables, text
 from deepen.report.alignment import alignment
@@ -45,7 +45,9 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     results = Results(records, arms, summary.differences)
     main = tables.main_scores(records[0].after)
     shown = [score for score in main if score.metric != "token_perplexity"]
-    strips = [s for score in shown if (s := bars.strips(summary.differences, arms, score))]
+    strips = [
+        s for score in shown if (s := bars.strips(summary.differences, arms, results.base, score))
+    ]
     tuned = Results(aggregate.fine_tuned(records), arms, summary.fine_tuned_differences)
     complete = len(tuned.records) == len(records)
     return {
@@ -135,7 +137,7 @@ def _headline(results: Results, score: Score) -> Headline:
     best = results.best(score)
     value = text.score(score.metric, results.mean(best, score))
     difference = results.against_base(best, score)
-    if best == BASE:
+    if best == results.base:
         against = "The un-grown base, trained on the same tokens."
     elif difference is None:
         against = "There is no base to compare with yet."

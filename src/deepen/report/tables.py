@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepen.comparison import statistics as aggregate
-from deepen.comparison.statistics import BASE, Score
+from deepen.comparison.statistics import Score
 from deepen.records.evaluation import EvalRecord
 from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
@@ -73,6 +73,11 @@ class Results:
     differences: Sequence[PairedDifference]
     """All of the study."""
 
+    @property
+    def base(self) -> str | None:
+        """The label of the reference, if it has a record."""
+        return aggregate.reference(self.records)
+
     def values(self, arm: str, score: Score, *, after: bool = True) -> list[float]:
         """Return one score of an arm, by seed."""
         evaluations = [
@@ -92,7 +97,7 @@ class Results:
 
     def against_base(self, arm: str, score: Score) -> PairedDifference | None:
         """Return the difference of an arm to the base."""
-        wanted = (arm, BASE, score.name)
+        wanted = (arm, self.base, score.name)
         return next((d for d in self.differences if (d.arm, d.other, d.score) == wanted), None)
 
     def table(self, caption: str, scores: Sequence[Score], cell: Callable[..., Cell]) -> Table:
@@ -121,7 +126,7 @@ class Results:
         """Differences of all pairs of grown arms."""
         by_pair: dict[tuple[str, str], dict[str, PairedDifference]] = {}
         for difference in self.differences:
-            if difference.other != BASE:
+            if difference.other != self.base:
                 pair = (difference.arm, difference.other)
                 by_pair.setdefault(pair, {})[difference.score] = difference
         rows = [

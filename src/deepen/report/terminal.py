@@ -206,10 +206,10 @@ def evaluation(record: EvalRecord) -> Group:
 
 
 def study(summary: StudySummary) -> Table:
-    """Show every arm's difference to the un-grown base."""
+    """Show every arm's difference to the reference."""
     table = columns("arm", "score", "arm - base", "95 % interval", "seeds", texts=2)
     for difference in summary.differences:
-        if difference.other != "base":
+        if summary.roles[difference.other] != "reference":
             continue
         interval = (
             ""

@@ -20,12 +20,36 @@ _STAGE_DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
 }
 
 
+class MixedSource(Settings):
+    """Further data of a mixture, for example old text that is replayed so as not to be forgotten.
+
+    What is not said here is as in the ``data`` that it stands in.
+    """
+
+    path: str | list[str]
+    """Files or folders, or a hub data set's id."""
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of all sequences that come from here."""
+    text_column: str | None = None
+    """Column that holds the text of a document."""
+    separator: str | None = None
+    """What stands between the documents of a .txt file."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    split: str | None = None
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+
+
 class DataConfig(Settings):
     """Where the training text comes from and how it is cut."""
 
     path: str | list[str]
     """Files or folders (.txt, .jsonl, .json, .parquet; .txt and .jsonl also as .gz), or a hub data
     set's id."""
+    mix: list[MixedSource] = Field(default_factory=list)
+    """Further data, each with its share of the sequences; ``path`` has the rest of them."""
     sequence_length: Positive = 2048
     """Tokens in a sequence: exactly in pre-training, at most in fine-tuning."""
     text_column: str = "text"
@@ -52,6 +76,20 @@ class DataConfig(Settings):
     """Fine-tuning: put several short rows into one sequence; they do not see each other."""
     chat_template: str | None = None
     """Fine-tuning: Jinja file to use instead of the tokenizer's own chat template."""
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights, merged when they are trained.
+
+    They sit on every linear layer of the chosen blocks, and peft makes them.
+    """
+
+    rank: Positive
+    """Rank of every adapter."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The adapters' product is scaled by alpha / rank; by default alpha is twice the rank."""
+    blocks: Literal["all", "new", "kept"] | list[Annotated[int, Field(ge=0)]] = "all"
+    """Which blocks have adapters: all, those that growing added, those that it kept, or a list."""
 
 
 class TrainingConfig(Settings):
@@ -98,6 +136,14 @@ class TrainingConfig(Settings):
     blocks."""
     also: tuple[Literal["norm", "head", "embeddings"], ...] = ()
     """What else trains beside the blocks; the head of tied embeddings is the embeddings."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and nothing else, whatever ``trains`` says."""
+    neurons: Positive | None = None
+    """Train the last so many neurons of every FFN and nothing else, whatever ``trains`` says."""
+    trunk_cache: Literal["auto"] | bool = "auto"
+    """Whether what the frozen blocks below the lowest trained one compute is kept on disk, so that
+    later epochs, and other runs on the same tokens, start above them; ``auto`` where that saves
+    time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the passes; ``auto`` is bfloat16 on a GPU and float32 on a CPU. Trained weights
     are float32 in either."""
@@ -122,10 +168,12 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        """Allow one budget, and micro-batches that divide the batch."""
+        """Allow one budget, one way to train a part, and micro-batches that divide the batch."""
         given = [key for key in ("max_steps", "epochs", "max_tokens") if getattr(self, key)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are both budgets; give one")
+        if self.lora and self.neurons:
+            raise ValueError("lora and neurons both say what trains; give one")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
