@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from deepen.records.record import Record
 
 
@@ -48,6 +50,21 @@ class TrunkRecord(Record):
     """Time of that first pass; not part of the training time."""
 
 
+class SourceRecord(Record):
+    """What was seen of one source of the training data."""
+
+    name: str
+    """Names of files and folders, or the hub data set's id."""
+    share: float
+    """Share of the sequences that was asked for; 1 if there is no mixture."""
+    items: int
+    """Different sequences, or rows, that it holds."""
+    sequences: int
+    """Sequences seen, each as often as it was."""
+    tokens: int
+    """Tokens seen."""
+
+
 class TrainRecord(Record):
     """What ``train`` did."""
 
@@ -77,6 +94,8 @@ class TrainRecord(Record):
     """Tokens seen, over all processes."""
     sequence_length: int
     """Tokens in a sequence."""
+    sources: list[SourceRecord] = Field(default_factory=list)
+    """What was seen of which data, the main source first."""
     curve: list[LossPoint]
     """Loss over the run."""
     wall_seconds: float

@@ -1,7 +1,5 @@
 """The trained model's card: the grown model's, and a section on what it was trained on."""
 
-from pathlib import Path
-
 from deepen.growth.card import without_untrained
 from deepen.records.training import TrainRecord
 
@@ -21,16 +19,14 @@ def trained_card(before: str, record: TrainRecord) -> str:
 
 def _section(record: TrainRecord) -> str:
     """Tell of the data, the budget and what was trained."""
-    data = record.recipe["data"]
-    paths = data["path"] if isinstance(data["path"], list) else [data["path"]]
-    # Of a local file the name alone; of the hub the whole id.
-    names = [path if not Path(path).exists() else Path(path).name for path in paths]
+    shown = " (share {:.3g})" if len(record.sources) > 1 else ""
+    names = [source.name + shown.format(source.share) for source in record.sources]
     share = record.trainable_parameters / record.parameters
     loss = record.curve[-1].loss_nats_per_token if record.curve else float("nan")
     return (
         f"## {_STAGES[record.stage]}\n\n"
         f"- Data: {', '.join(names)}, sequences of {record.sequence_length} tokens, order from "
-        f"seed {data['seed']}\n"
+        f"seed {record.recipe['data']['seed']}\n"
         f"- Budget: {record.steps:,} steps, {record.tokens:,} tokens\n"
         f"- Trained: {record.trainable_parameters:,} of {record.parameters:,} parameters "
         f"({share:.1%}), blocks {', '.join(map(str, record.trainable_blocks)) or 'none'}\n"

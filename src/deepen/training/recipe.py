@@ -1,6 +1,7 @@
 """The recipe: what to train, on which data, for how long, and where to write."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,13 +24,13 @@ _STAGE_DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
 class MixedSource(Settings):
     """Further data of a mixture, for example old text that is replayed so as not to be forgotten.
 
-    What is not said here is as in the ``data`` that it stands in.
+    What is not said here is as in the ``data`` that it stands in, ``name`` and ``revision`` apart.
     """
 
     path: str | list[str]
     """Files or folders, or a hub data set's id."""
     share: Annotated[float, Field(gt=0, lt=1)]
-    """Share of all sequences that come from here."""
+    """Share of all sequences that come from here; in fine-tuning of all rows."""
     text_column: str | None = None
     """Column that holds the text of a document."""
     separator: str | None = None
@@ -77,6 +78,15 @@ class DataConfig(Settings):
     chat_template: str | None = None
     """Fine-tuning: Jinja file to use instead of the tokenizer's own chat template."""
 
+    @model_validator(mode="after")
+    def _check_mix(self) -> Self:
+        """Leave a share for the main data, and mix only what is read whole."""
+        if sum(Fraction(str(source.share)) for source in self.mix) >= 1:
+            raise ValueError("the shares of mix leave nothing to path; they must add up to below 1")
+        if self.mix and self.streaming:
+            raise ValueError("streamed data cannot be mixed; leave out streaming or mix")
+        return self
+
 
 class LoraConfig(Settings):
     """Low-rank adapters (LoRA, arXiv 2106.09685) on frozen weights, merged when they are trained.
@@ -98,7 +108,8 @@ class TrainingConfig(Settings):
     max_steps: Positive | None = None
     """Budget as optimizer steps."""
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Budget as passes over the data; 1 if no budget is given."""
+    """Budget as passes over the data, over ``data.path`` alone in a mixture; 1 if no budget is
+    given."""
     max_tokens: Positive | None = None
     """Budget as tokens seen, over all processes."""
     batch_size: Positive = 64

@@ -1,16 +1,19 @@
 """The record of a run, made from what the engine logged."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from deepen.base.model import Model
 from deepen.common.system import versions
 from deepen.planning.cost import training_flops_per_token
-from deepen.records.training import LossPoint, StepTime, TrainRecord
+from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord
+from deepen.training.data.sources import shares, sources
 from deepen.training.engine.measure import peak_bytes
+from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
-from deepen.training.recipe import Recipe, Stage
+from deepen.training.recipe import DataConfig, Recipe, Stage
 
 
 def make_record(
@@ -22,7 +25,7 @@ def make_record(
     *,
     parameters: int,
     trainable_parameters: int,
-    tokens: int,
+    schedule: Schedule,
     matmul_rate: float,
     resumed_from_step: int | None,
 ) -> TrainRecord:
@@ -36,15 +39,15 @@ def make_record(
         engine: The engine, after training.
         parameters: All parameters.
         trainable_parameters: Those that trained.
-        tokens: Tokens seen.
+        schedule: Which sequences it saw.
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
     """
     history = [entry for entry in engine.state.log_history if "loss" in entry]
     timed = [entry for entry in history if "step_seconds" in entry]
     wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
-    seconds = sum(entry["step_seconds"] for entry in timed)
-    speed = sum(entry["step_tokens"] for entry in timed) / seconds if timed else tokens / wall
+    tokens = schedule.tokens[-1]
+    speed = _tokens_per_second(timed) if timed else tokens / wall
     flops = _flops_per_token(model, trains, length)
     return TrainRecord(
         stage=stage,
@@ -60,6 +63,7 @@ def make_record(
         steps=engine.state.global_step,
         tokens=tokens,
         sequence_length=length,
+        sources=_sources(recipe.data, schedule),
         curve=[_point(entry) for entry in history],
         wall_seconds=wall,
         tokens_per_second=speed,
@@ -74,6 +78,26 @@ def make_record(
     )
 
 
+def _sources(data: DataConfig, schedule: Schedule) -> list[SourceRecord]:
+    """Say what was seen of each source; of local ones the name alone is told."""
+    told = []
+    for source, share, items, drawn in zip(
+        sources(data), shares(data), schedule.order.mixture.items, schedule.drawn, strict=True
+    ):
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        names = [Path(path).name if Path(path).exists() else path for path in paths]
+        told.append(
+            SourceRecord(
+                name=", ".join(names),
+                share=float(share),
+                items=items,
+                sequences=drawn.sequences,
+                tokens=drawn.tokens,
+            )
+        )
+    return told
+
+
 def _flops_per_token(model: Model, trains: Trains, length: int) -> float:
     """Count what training on one token costs."""
     everything, also = trains.everything, trains.outside
@@ -86,6 +110,12 @@ def _point(entry: dict[str, Any]) -> LossPoint:
     """Turn a log line into a point of the curve."""
     kept = {key: entry[key] for key in ("step", "tokens", "wall_seconds", "learning_rate")}
     return LossPoint(loss_nats_per_token=entry["loss"], **kept)
+
+
+def _tokens_per_second(timed: list[dict[str, Any]]) -> float:
+    """Divide the timed steps' tokens by their time."""
+    tokens, seconds = (sum(e[key] for e in timed) for key in ("step_tokens", "step_seconds"))
+    return float(tokens / seconds)
 
 
 def _step_time(timed: list[dict[str, Any]]) -> StepTime:

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset
 
 from deepen.base.model import Model, open_model
 from deepen.common.progress import Progress, silent
 from deepen.common.quiet import quiet_transformers
 from deepen.records.training import TrainRecord
 from deepen.training.data.chat import with_template
-from deepen.training.data.examples import load_examples
+from deepen.training.data.examples import join_examples, load_examples
 from deepen.training.data.order import steps_of
 from deepen.training.data.packed import load_packed
 from deepen.training.data.rows import local_files
+from deepen.training.data.sources import load_sources, sources
 from deepen.training.engine.arguments import micro_batches, precision_of
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.measure import matmul_rate
@@ -106,7 +108,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     """
     data, training = recipe.data, recipe.training
     assert data.seed is not None
-    local_files(data)
+    for source in sources(data):
+        local_files(source)
     model = open_model(recipe.model)
     trains = trainable(model.source.config, model.depth, training, model.source.name)
     check_length(model, data)
@@ -114,15 +117,18 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     tokenizer = model.tokenizer()
     with_template(data, tokenizer)
     cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
-    loaded: Any
     lengths: Any = data.sequence_length
     if stage == "cpt":
-        loaded = load_packed(data, training, tokenizer, cache, progress)
+        loaded, mixture = load_sources(
+            data, lambda d: load_packed(d, training, tokenizer, cache, progress), ConcatDataset
+        )
     else:
-        loaded = load_examples(data, tokenizer, cache, progress)
+        loaded, mixture = load_sources(
+            data, lambda d: load_examples(d, tokenizer, cache, progress), join_examples
+        )
         lengths = np.array([len(ids) for ids in loaded["input_ids"]])
-    steps = steps_of(training, lengths, len(loaded), data.seed)
-    schedule = Schedule(training, steps, lengths, len(loaded), data.seed)
+    steps = steps_of(training, lengths, mixture, data.seed)
+    schedule = Schedule(training, steps, lengths, mixture, data.seed)
     return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule)
 
 
@@ -157,7 +163,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
         engine,
         parameters=parameters,
         trainable_parameters=trained,
-        tokens=job.schedule.tokens[-1],
+        schedule=job.schedule,
         matmul_rate=rate,
         resumed_from_step=resumed,
     )

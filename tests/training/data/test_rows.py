@@ -90,7 +90,7 @@ def test_damage_is_told_with_its_place(
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DeepenError, match=r"There is no file .*nowhere.txt' \(data.path\)"):
+    with pytest.raises(DeepenError, match=r"There is no file .*nowhere.txt' \(data\)"):
         read(tmp_path / "nowhere.txt")
     with pytest.raises(DeepenError, match=r"holds no [.]txt"):
         read(tmp_path)

@@ -52,7 +52,7 @@ def cached(
 
 def key_of(data: DataConfig, tokenizer: "PreTrainedTokenizerBase", **more: object) -> str:
     """Return a short hash of everything that decides the tokens of a data set."""
-    asked = data.model_dump(exclude={"cache", "seed", "path", "streaming"})
+    asked = data.model_dump(exclude={"cache", "seed", "path", "streaming", "mix"})
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     files = local_files(data)

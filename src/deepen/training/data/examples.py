@@ -1,7 +1,7 @@
 """Fine-tuning examples on disk: tokenised once, mapped from then on."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,13 @@ def load_examples(
     return _packed(examples, data.sequence_length) if data.packing else examples
 
 
+def join_examples(loaded: Sequence["Dataset"]) -> "Dataset":
+    """Put data sets one behind the other."""
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(list(loaded))
+
+
 def _packed(examples: "Dataset", length: int) -> "Dataset":
     """Put short examples together, longest first, into sequences."""
     from datasets.utils.logging import disable_progress_bar
@@ -71,7 +78,7 @@ def _write(
     read = rows(data, data.seed)
     first = next(read, None)
     if first is None:
-        raise DeepenError(f"The data set {data.path!r} (data.path) holds no rows.")
+        raise DeepenError(f"The data set {data.path!r} (data) holds no rows.")
     reader = Reader(data, tokenizer, first)
     tokens = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema({"input_ids": tokens, "labels": tokens})

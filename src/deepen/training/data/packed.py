@@ -85,7 +85,7 @@ def load_packed(
     tokens = facts["tokens"]
     if tokens < data.sequence_length:
         raise DeepenError(
-            f"The data set {data.path!r} (data.path) holds {tokens} tokens, fewer than one "
+            f"The data set {data.path!r} (data) holds {tokens} tokens, fewer than one "
             f"sequence of {data.sequence_length}; give more text or a smaller data.sequence_length."
         )
     return PackedSequences(file, tokens, data.sequence_length)
@@ -131,8 +131,7 @@ def _write_tokens(
                 break
     if not written:
         raise DeepenError(
-            f"The data set {data.path!r} (data.path) holds no text; check the file and "
-            f"data.text_column."
+            f"The data set {data.path!r} (data) holds no text; check the file and text_column."
         )
     progress(f"data: {written:,} tokens", 1.0)
     return written
@@ -166,6 +165,6 @@ def _text_of(row: Row, column: str) -> str:
         names = ", ".join(key for key, value in row.columns.items() if value is not None) or "none"
         raise DeepenError(
             f"{capitalised(row.where)} has no text in column {column!r} "
-            f"(its columns: {names}); set data.text_column."
+            f"(its columns: {names}); set text_column."
         )
     return text

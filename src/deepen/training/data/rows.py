@@ -42,16 +42,16 @@ def local_files(data: DataConfig) -> list[Path]:
             inside = sorted(f for f in path.rglob("*") if f.name.endswith(_SUFFIXES))
             if not inside:
                 raise DeepenError(
-                    f"Folder {str(path)!r} (data.path) holds no {', '.join(_SUFFIXES)} files."
+                    f"Folder {str(path)!r} (data) holds no {', '.join(_SUFFIXES)} files."
                 )
             files += inside
         elif not path.exists():
             if len(paths) == 1 and _is_hub_id(str(path)):
                 return []
-            raise DeepenError(f"There is no file {str(path)!r} (data.path); check the path.")
+            raise DeepenError(f"There is no file {str(path)!r} (data); check the path.")
         elif not path.name.endswith(_SUFFIXES):
             raise DeepenError(
-                f"{str(path)!r} (data.path) is of no kind that is read here; give one of "
+                f"{str(path)!r} (data) is of no kind that is read here; give one of "
                 f"{', '.join(_SUFFIXES)}."
             )
         else:
@@ -198,7 +198,7 @@ def _hub_rows(data: DataConfig, seed: int) -> Iterator[Row]:
     except Exception as error:  # a dozen types, from the hub's client and from datasets
         reason = " ".join(str(error).split())
         raise DeepenError(
-            f"{data.path!r} (data.path) is neither a file here nor a hub data set that can be had "
+            f"{data.path!r} (data) is neither a file here nor a hub data set that can be had "
             f"({reason})."
         ) from None
     if data.streaming:

@@ -1,16 +1,32 @@
 """Which sequences and how many tokens each step has."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from deepen.training.data.order import Lengths, Order, tokens_after
+from deepen.training.data.mixture import Mixture
+from deepen.training.data.order import Lengths, Order, tokens_after, tokens_of
 from deepen.training.recipe import TrainingConfig
+
+
+class Drawn(NamedTuple):
+    """What a run sees of a source."""
+
+    sequences: int
+    """Sequences, each as often as it is seen."""
+    tokens: int
+    """Their tokens."""
 
 
 class Schedule:
     """The steps of a run, known before it begins."""
 
     def __init__(
-        self, training: TrainingConfig, steps: int, lengths: Lengths, items: int, seed: int
+        self,
+        training: TrainingConfig,
+        steps: int,
+        lengths: Lengths,
+        items: int | Mixture,
+        seed: int,
     ) -> None:
         """Fix the order of the data.
 
@@ -18,10 +34,10 @@ class Schedule:
             training: The recipe's batch size.
             steps: Number of optimizer steps.
             lengths: Tokens of each sequence, or of all alike.
-            items: Number of sequences in the data.
+            items: Number of sequences in the data, or the sources of a mixture.
             seed: Of the order.
         """
-        self._batch_size = training.batch_size
+        self._batch_size, self._lengths = training.batch_size, lengths
         self.order = Order(items, steps * training.batch_size, seed)
         self.tokens: Sequence[int] = tokens_after(self.order, lengths, training.batch_size)
 
@@ -29,6 +45,15 @@ class Schedule:
     def steps(self) -> int:
         """Number of optimizer steps."""
         return len(self.tokens) - 1
+
+    @property
+    def drawn(self) -> list[Drawn]:
+        """What the run sees of each source, the main one first."""
+        sources, tokens = self.order.sources, tokens_of(self.order, self._lengths)
+        return [
+            Drawn(int(here.sum()), int(tokens[here].sum()))
+            for here in (sources == source for source in range(len(self.order.mixture.items)))
+        ]
 
     def batch(self, step: int) -> list[int]:
         """Return the indices of a step's sequences; steps count from 1."""
