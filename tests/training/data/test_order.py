@@ -58,3 +58,8 @@ def test_tokens_are_counted_step_by_step() -> None:
     drawn = [int(lengths[i]) for i in order]
     assert list(tokens_after(order, lengths, 4)) == [0, sum(drawn[:4]), sum(drawn)]
     assert list(tokens_after(order, 5, 4)) == [0, 20, 40]
+
+
+def test_data_without_a_mixture_are_shuffled_pass_by_pass() -> None:
+    passes = [np.random.default_rng([7, epoch]).permutation(10) for epoch in range(3)]
+    assert list(Order(10, 25, 7)) == np.concatenate(passes)[:25].tolist()
