@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import tiny
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import as_model
-from deepen.planning.cost import _flops, _shape
+from deepen.planning.cost import _flops, shape_of
 from deepen.planning.footprint import Shape, TrainingStep, sizes
 
 SEQUENCES, LENGTH, DEPTH, HIDDEN, FFN = 2, 32, 6, 24, 40
@@ -93,7 +93,7 @@ def test_other_blocks_than_llama_s(kind: str, trained: list[int]) -> None:
 
 def test_sizes_are_read_off_a_base() -> None:
     model, _, shape = build("mixtral")
-    assert _shape(as_model(ModuleSource(model, model.config.to_dict()))) == shape
+    assert shape_of(as_model(ModuleSource(model, model.config.to_dict()))) == shape
 
 
 def test_what_is_told_from_the_sizes() -> None:

@@ -61,7 +61,7 @@ def training_flops_per_token(
     if base.resolved.get("tie_word_embeddings"):
         embeddings = head = embeddings or head
     parts = _flops(
-        _shape(base),
+        shape_of(base),
         depth,
         trained,
         sequence_length,
@@ -106,7 +106,7 @@ def estimate(
         label: What to call it; by default what trains.
         **conditions: See ``Conditions``.
     """
-    shape, depth, step = _shape(base), plan.depth, TrainingStep(**conditions)
+    shape, depth, step = shape_of(base), plan.depth, TrainingStep(**conditions)
     everything = trains == "everything"
     trained = list(range(depth)) if everything else plan.new_blocks
     parts, again, held = _cost(shape, depth, trained, everything, step)
@@ -169,8 +169,8 @@ def arrangements(depth: int, new_layers: int) -> Iterator[tuple[str, Plan, Train
         yield name, plan, "new_blocks"
 
 
-def _shape(base: Model) -> Shape:
-    """Read a base's sizes; with ``_widths`` all here that knows how blocks are described.
+def shape_of(base: Model) -> Shape:
+    """Read a model's sizes; with ``_widths`` all here that knows how blocks are described.
 
     Where blocks differ, sizes are means over all of them.
     """
@@ -266,3 +266,8 @@ def _flops(
         name: Flops(forward=forward, activation_gradient=activation, weight_gradient=weight)
         for name, (forward, activation, weight) in parts.items()
     }
+
+
+def head_flops(shape: Shape) -> float:
+    """Return the FLOPs per token of a frozen output head that gradients pass through."""
+    return 4.0 * shape.vocabulary * shape.hidden

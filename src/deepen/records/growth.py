@@ -135,6 +135,29 @@ class GrowRecord(Record):
     """Peak resident memory of the process, the libraries' own included."""
 
 
+class WidenRecord(Record):
+    """What ``widen`` did."""
+
+    out: str
+    """Folder of the wider checkpoint."""
+    base: BaseIdentity
+    """What was widened."""
+    seed: int
+    """Seed of the new neurons' inputs."""
+    neurons: int
+    """How many neurons each FFN was given; they are its last ones."""
+    width: int
+    """Neurons of each FFN after that."""
+    config_fields: list[str]
+    """The keys of config.json that hold this width."""
+    base_parameters: int
+    """Stored parameters before; tied ones count once."""
+    parameters: int
+    """Stored parameters after."""
+    new_parameters: int
+    """Those of the new neurons: what trains with ``training.neurons``."""
+
+
 class PlanRecord(Record):
     """What ``plan`` found."""
 

@@ -29,6 +29,17 @@ def _section(record: TrainRecord) -> str:
         f"seed {record.recipe['data']['seed']}\n"
         f"- Budget: {record.steps:,} steps, {record.tokens:,} tokens\n"
         f"- Trained: {record.trainable_parameters:,} of {record.parameters:,} parameters "
-        f"({share:.1%}), blocks {', '.join(map(str, record.trainable_blocks)) or 'none'}\n"
+        f"({share:.1%}), {_what(record)}\n"
         f"- Last training loss: {loss:.4f} nats per token\n"
     )
+
+
+def _what(record: TrainRecord) -> str:
+    """Say what trained."""
+    blocks = f"blocks {', '.join(map(str, record.trainable_blocks)) or 'none'}"
+    training = record.recipe["training"]
+    if lora := training.get("lora"):
+        return f"as adapters of rank {lora['rank']} (LoRA, merged) on {blocks}"
+    if neurons := training.get("neurons"):
+        return f"the last {neurons:,} neurons of every FFN"
+    return blocks

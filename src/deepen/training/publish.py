@@ -2,7 +2,8 @@
 
 Everything frozen is copied from the checkpoint on disk and never passes through the model, so that
 it keeps its bits whatever dtype training computed in; that the model in memory still holds the same
-values is checked on the way.
+values is checked on the way. Adapters are merged into the stored weights in float32, and rounded
+once; trained neurons are put in their places among the stored ones.
 """
 
 import json
@@ -22,7 +23,7 @@ from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
 from deepen.records.training import TrainRecord
 from deepen.training.card import trained_card
-from deepen.training.freeze import Trains
+from deepen.training.freeze import Trains, Whole
 
 
 def publish(
@@ -57,12 +58,15 @@ def publish(
         for name, info in source.infos.items()
     }
     needed = sum(info.nbytes for info in layout.values())
+    whole = Whole(model, trains, state)
     with staged(out, {"trained": source.name}, needed, resume=False, overwrite=True) as folder:
         with closing(ShardWriter(folder, layout, "5GB")) as writer:
             for name, info in layout.items():
                 tensor = source.load(name)
-                after = _after(name, model, state)
-                if after is not None and trains.includes(model.family, name):
+                made_of: set[str] = set()
+                after = _after(name, model, whole, made_of)
+                trained = trains.includes(model.family, name) or made_of & whole.changed.keys()
+                if after is not None and trained:
                     tensor = after
                 elif after is not None:
                     _check_unchanged(name, after, tensor)
@@ -71,8 +75,18 @@ def publish(
         _write_side_files(source, folder, dtype, chat_template, record)
 
 
-def _after(name: str, model: Model, state: Mapping[str, Tensor]) -> Tensor | None:
-    """Return a stored tensor as it is in memory; ``None`` if the module does not hold it."""
+def _after(
+    name: str, model: Model, state: Mapping[str, Tensor], made_of: set[str]
+) -> Tensor | None:
+    """Return a stored tensor as it is in memory; ``None`` if the module does not hold it.
+
+    Names in memory that it is made of are added to ``made_of``.
+    """
+
+    def load(part: str) -> Tensor:
+        made_of.add(part)
+        return state[part]
+
     if name in model.anatomy.trailing:
         return None
     try:
@@ -81,7 +95,7 @@ def _after(name: str, model: Model, state: Mapping[str, Tensor]) -> Tensor | Non
             model.source.infos[name].shape,
             model.anatomy,
             model.in_memory.anatomy,
-            lambda n: state[n].detach().cpu(),
+            load,
         )
     except KeyError:
         return None
@@ -89,7 +103,6 @@ def _after(name: str, model: Model, state: Mapping[str, Tensor]) -> Tensor | Non
 
 def _check_unchanged(name: str, after: Tensor, stored: Tensor) -> None:
     """Compare a frozen parameter, bit for bit, with the stored one."""
-    after = after.detach().cpu()
     if not torch.equal(after, stored.to(after.dtype)):
         raise RuntimeError(f"{name} is frozen, but training has changed it")
 

@@ -8,6 +8,7 @@ from typing import Any
 from deepen.base.model import Model
 from deepen.common.system import versions
 from deepen.planning.cost import training_flops_per_token
+from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
 from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord
 from deepen.training.data.sources import shares, sources
 from deepen.training.engine.measure import peak_bytes
@@ -100,6 +101,10 @@ def _sources(data: DataConfig, schedule: Schedule) -> list[SourceRecord]:
 
 def _flops_per_token(model: Model, trains: Trains, length: int) -> float:
     """Count what training on one token costs."""
+    if trains.lora:
+        return lora_flops_per_token(model, trains.lora.rank, trains.blocks, length)
+    if trains.neurons:
+        return neuron_flops_per_token(model, trains.neurons, length)
     everything, also = trains.everything, trains.outside
     return training_flops_per_token(
         model, trains.blocks, model.depth, length, trains_everything=everything, also=also
@@ -135,7 +140,7 @@ def _step_time(timed: list[dict[str, Any]]) -> StepTime:
 def _engine_versions() -> dict[str, str]:
     """Return the versions of the engines."""
     installed = {}
-    for package in ("accelerate", "trl", "datasets", "liger-kernel", "deepspeed"):
+    for package in ("accelerate", "trl", "peft", "datasets", "liger-kernel", "deepspeed"):
         try:
             installed[package] = version(package)
         except PackageNotFoundError:

@@ -26,7 +26,7 @@ from deepen.training.engine.make import make_engine
 from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
 from deepen.training.engine.schedule import Schedule
-from deepen.training.freeze import Trains, counts, trainable
+from deepen.training.freeze import Trains, adapt, counts, trainable
 from deepen.training.load import check_length, load_module
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
@@ -138,6 +138,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
 
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     module = load_module(job.model, job.trains, training)
+    adapt(module, job.model, job.trains, recipe.seed)
     parameters, trained = counts(module)
     folder.check_disk(trained, sum(info.nbytes for info in job.model.source.infos.values()))
     tell(_announcement(job, parameters, trained))
@@ -184,13 +185,10 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
 
 def _announcement(job: _Job, parameters: int, trained: int) -> str:
     """Say what trains, and for how long."""
-    blocks = ", ".join(map(str, job.trains.blocks)) or "none"
-    what = "everything" if job.trains.everything else f"blocks {blocks}"
-    more = sorted(job.trains.outside) if not job.trains.everything else []
     schedule = job.schedule
     return (
         f"Training {trained:,} of {parameters:,} parameters ({trained / parameters:.1%}): "
-        f"{', '.join([what, *more])}; {schedule.steps:,} steps, {schedule.tokens[-1]:,} tokens."
+        f"{job.trains.words}; {schedule.steps:,} steps, {schedule.tokens[-1]:,} tokens."
     )
 
 
