@@ -1,9 +1,10 @@
-"""Turn MODEL, a local folder or a hub id, into an open checkpoint."""
+"""Turn MODEL, a local folder, a hub id or registry:NAME, into an open checkpoint."""
 
 import re
 from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource
+from deepen.base.registry import named
 from deepen.common.errors import DeepenError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -12,15 +13,19 @@ _IGNORED = ["original/*", "*consolidated*", "onnx/*", "*.gguf"]
 
 
 def open_checkpoint(model: str | Path, revision: str | None = None) -> FolderSource:
-    """Open a checkpoint for reading; a hub id is fetched into the hub's own cache first.
+    """Open a checkpoint for reading; what is not here is fetched into a cache first.
 
     Args:
-        model: A folder, or a hub id such as ``meta-llama/Llama-3.1-8B``.
+        model: A folder, a hub id such as ``meta-llama/Llama-3.1-8B``, or ``registry:NAME``.
         revision: Branch, tag or commit on the hub.
 
     Raises:
         DeepenError: There is no such folder or hub model, or the checkpoint is damaged.
     """
+    if (name := named(model)) is not None:
+        from deepen.base.registry.models import opened
+
+        return FolderSource(opened(name), name=str(model))
     folder = Path(model)
     if folder.exists() or not _HUB_ID.fullmatch(str(model)):
         return FolderSource(folder)

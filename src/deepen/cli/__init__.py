@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from deepen.cli import growing, training
+from deepen.cli import bases, growing, training
 from deepen.common.errors import DeepenError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Grow a pretrained language model deeper.",
 )
+app.command()(bases.fetch)
+app.command("import")(bases.import_gguf)
 app.command()(growing.plan)
 app.command()(growing.grow)
 app.command()(growing.verify)

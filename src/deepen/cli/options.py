@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
 
-Model = Annotated[str, typer.Argument(help="Checkpoint folder, or hub id.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="Checkpoint folder, hub id, or registry:NAME.", show_default=False)
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from deepen.base.registry.texts import text_file
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.records.evaluation import TextScore
@@ -52,13 +53,14 @@ def read(file: Path, tokenizer: Any, max_tokens: int | None = None) -> Text:  # 
     """Read a text file.
 
     Args:
-        file: A ``.jsonl`` file, or any other text in UTF-8.
+        file: A ``.jsonl`` file, any other text in UTF-8, or ``registry:TEXT/PART``.
         tokenizer: A fast tokenizer of transformers.
         max_tokens: Where to stop, in predicted tokens.
 
     Raises:
         DeepenError: It is missing, empty, not such a file, or too short to predict a token.
     """
+    file = text_file(file)
     ids: list[list[int]] = []
     text_bytes, left = 0, math.inf if max_tokens is None else max_tokens
     try:

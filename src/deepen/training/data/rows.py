@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from deepen.base.registry.texts import text_file
 from deepen.common.errors import DeepenError
 from deepen.training.recipe import DataConfig
 
@@ -37,7 +38,7 @@ def local_files(data: DataConfig) -> list[Path]:
     """
     paths = [data.path] if isinstance(data.path, str) else data.path
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(text_file, paths):
         if path.is_dir():
             inside = sorted(f for f in path.rglob("*") if f.name.endswith(_SUFFIXES))
             if not inside:
