@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,19 +55,30 @@ def launch(kind: str, folder: Path, *options: str, kill: bool = False) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rates"), [("MULTI_CPU", {}), ("FSDP", {}), ("FSDP", RATES)], ids=str
+    ("kind", "settings"),
+    [
+        ("MULTI_CPU", {}),
+        ("FSDP", {}),
+        ("FSDP", RATES),
+        *(
+            pytest.param(kind, settings, marks=pytest.mark.slow)
+            for kind in ("MULTI_CPU", "FSDP")
+            for settings in ({"lora": {"rank": 2}}, {"neurons": 5})
+        ),
+    ],
+    ids=str,
 )
 def test_two_processes_train_as_one(
-    recipe: Make, tmp_path: Path, kind: str, rates: dict[str, float]
+    recipe: Make, tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
-    asked = recipe(batch_size=8, **rates)
+    asked = recipe(batch_size=8, **settings)
     write_yaml(tmp_path / "recipe.yaml", asked.model_dump(mode="json"))
     (tmp_path / "go.py").write_text(RUN)
     printed = launch(kind, tmp_path)
     assert printed.count(f"ran as {kind}") == 2
     assert printed.count("Training ") == 1  # the first process speaks for all
 
-    one = train(recipe(batch_size=8, output="one", **rates), "cpt")
+    one = train(recipe(batch_size=8, output="one", **settings), "cpt")
     folder = Path(asked.output)
     two = TrainRecord.model_validate_json((folder / "record.json").read_text())
     assert (two.processes, one.processes) == (2, 1)
