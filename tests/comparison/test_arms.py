@@ -6,7 +6,8 @@ import torch
 import tiny
 from deepen.base.text import PASSAGE
 from deepen.common.progress import silent
-from deepen.comparison.arms import _align, _grow, run_arm
+from deepen.comparison.arms import _align, run_arm
+from deepen.comparison.making import make
 from deepen.comparison.study import Study
 from deepen.records.study import ArmRecord
 
@@ -39,7 +40,7 @@ def align(given):
     arm = given.all_arms[1]
     place = given.arm_folder(arm, 0)
     place.mkdir(parents=True, exist_ok=True)
-    return _align(given, _grow(given, arm, 0, place, silent), place, silent)
+    return _align(given, make(given, arm, 0, place, silent).grow, place, silent)
 
 
 @pytest.mark.parametrize(

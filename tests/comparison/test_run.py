@@ -15,10 +15,10 @@ import tiny
 from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.comparison import Study, compare
+from deepen.comparison.arm import Arm
 from deepen.comparison.parallel.processes import Call, CallError
 from deepen.comparison.results import RECORDS, read_records
 from deepen.comparison.run import _failure, _in_order
-from deepen.comparison.study import Arm
 
 # Kills itself, and nothing else, when an arm is recorded and as many more as there are jobs run.
 RUN = """
@@ -133,14 +133,12 @@ def test_an_arm_that_fails_ends_the_study_with_one_sentence(folder):
 
 
 def test_what_nobody_expected_leaves_its_traceback_in_a_file(folder):
-    arm, failed = (
-        Arm(method="solar"),
-        CallError(Call("a", str, ()), "ValueError: no", "Traceback …"),
-    )
+    arm = Arm(method="solar")
+    failed = CallError(Call("solar, seed 3", str, ()), "ValueError: no", "Traceback …")
     study = Study.model_validate(settings(folder, output=str(folder / "worse")))
-    sentence = _failure(study, failed, arm, 3)
-    assert sentence.startswith("Arm 'solar' with seed 3 failed (ValueError: no), see ")
-    assert (folder / "worse/arms/solar/seed-3/error.txt").read_text() == "Traceback …"
+    sentence = _failure(study, arm, failed)
+    assert sentence.startswith("Arm solar, seed 3 failed (ValueError: no), see ")
+    assert (folder / "worse/arms/solar/error.txt").read_text() == "Traceback …"
 
 
 def test_at_least_one_arm_runs_at_once(folder):

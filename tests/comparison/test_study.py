@@ -7,6 +7,7 @@ import yaml
 
 from deepen import methods
 from deepen.common.errors import DeepenError
+from deepen.comparison.arm import NOT_GROWN, Arm
 from deepen.comparison.study import Study, checked, difference, load_study
 from deepen.records.growth import GrowRequest
 
@@ -34,9 +35,9 @@ def test_the_smallest_study_of_the_docs(tmp_path):
     assert loaded.training.max_steps == 5
 
 
-def test_the_example_is_a_study_of_all_methods():
+def test_the_example_is_a_study_of_all_methods_and_alternatives():
     arms = load_study(Path(__file__).parents[2] / "examples/study.yaml").all_arms
-    assert {arm.method for arm in arms} == {"base", *methods.names()}
+    assert {arm.method for arm in arms} == {*NOT_GROWN, *methods.names()}
 
 
 def test_the_base_is_always_an_arm_and_trains_everything():
@@ -47,6 +48,37 @@ def test_the_base_is_always_an_arm_and_trains_everything():
     assert grown.training.trains == "auto"
     assert base.data == grown.data, "arms must read the same tokens"
     assert base.seed == grown.seed == 3
+
+
+def test_the_others_are_held_to_the_first_whole_base_whatever_it_is_called():
+    old = {"method": "base", "training": {"trains": [0]}, "label": "base"}
+    again = {"method": "base", "replay": 0.5}
+    whole = {"method": "base", "label": "trained on"}
+    made = study(arms=[old, again, whole, "solar"], replay="old.txt")
+    roles = [made.role(arm) for arm in made.all_arms]
+    assert roles == ["alternative", "alternative", "reference", "grown"]
+    assert study(arms=[old, "solar"]).role(Arm.model_validate(old)) == "reference"
+
+
+def test_replay_takes_its_share_of_the_sequences_and_fine_tuning_its_own_settings():
+    tuned = {"data": {"path": "rows.jsonl"}, "training": {"learning_rate": 1e-5}}
+    own = {"replay": 0.25, "training": {"neurons": 3}, "fine_tuning": {"epochs": 2}}
+    made = study(arms=[{"method": "wider", **own}], replay=["o.txt"], fine_tuning=tuned)
+    arm = made.all_arms[1]
+    first = made.recipe(arm, 0, "cpt", "m", "o", rate=5e-3)
+    assert [(s.path, s.share) for s in first.data.mix] == [(["o.txt"], 0.25)]
+    assert (first.training.neurons, first.training.learning_rate) == (3, 5e-3)
+    second = made.recipe(arm, 0, "sft", "m", "o")
+    assert second.data.mix == []
+    assert second.training.neurons == 3
+    assert (second.training.epochs, second.training.learning_rate) == (2, 1e-5)
+
+
+def test_texts_and_tasks_have_sides():
+    given = {"new": "n.txt", "old": ["o.txt"], "perplexity": "p.txt", "old_tasks": ["piqa"]}
+    made = study(evaluation=given).evaluation
+    assert made.texts == [("n.txt", "new"), ("o.txt", "old"), ("p.txt", None)]
+    assert made.sides_of_tasks == {"piqa": "old"}
 
 
 def test_an_arm_s_own_settings_win():
@@ -60,7 +92,7 @@ def test_an_arm_s_own_settings_win():
 def test_an_arm_is_grown_as_it_says_and_else_as_the_study_does():
     own = {"method": "lesa", "placement": "bottom", "new_layers": 4, "per_gap": 2, "label": "x"}
     made = study(arms=["solar", own | {"options": {"epochs": 3}, "training": {"max_steps": 1}}])
-    plain, full = (arm.request(made, 7) for arm in made.arms)
+    plain, full = (arm.request(made.new_layers, 7) for arm in made.arms)
     assert plain == GrowRequest(method="solar", new_layers=8, seed=7)
     assert full == GrowRequest(
         method="lesa",
@@ -84,6 +116,10 @@ def test_an_arm_is_grown_as_it_says_and_else_as_the_study_does():
         ),
         ({"seeds": [0, 0]}, "names a seed twice"),
         ({"arms": [{"method": "solar", "training": {"learning_rat": 1}}]}, "learning_rate"),
+        ({"rates": {"grid": [1e-3], "text": "c.txt", "seed": 1}}, "one of the study's seeds"),
+        ({"evaluation": {"new": "a/x.txt", "old": "b/x.txt"}}, "Two texts .* called 'x.txt'"),
+        ({"arms": [{"method": "base", "replay": 0.1}]}, "replays old text"),
+        ({"pairs": [["solar", "opt-deuss"]]}, r"arm \(pairs\) 'opt-deuss'; did you mean"),
     ],
 )
 def test_mistakes_are_one_sentence(changes, sentence):
@@ -116,6 +152,7 @@ def test_what_two_studies_do_not_share():
     first = study().model_dump(mode="json")
     more = study(seeds=[0, 1, 2, 3], arms=["base", "opt-deus", "lesa"]).model_dump(mode="json")
     assert difference(first, more) is None
+    assert difference(first, study(pairs=[["base", "solar"]]).model_dump(mode="json")) is None
     assert difference(first, study(title="Tops").model_dump(mode="json")) is None
     assert difference({k: v for k, v in first.items() if k != "title"}, first) is None
     assert difference(first, study(alignment=False).model_dump(mode="json")) is None

@@ -11,6 +11,10 @@ class DeepenError(Exception):
     """
 
 
+class DivergedError(DeepenError):
+    """A loss or a gradient is no number: training went wrong, not what it was asked to do."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> DeepenError:
     """Make the error for a name that is not in a table.
 

@@ -1,35 +1,42 @@
-"""One arm with one seed: grow, verify, align, score, train, score, fine-tune, score."""
+"""One arm with one seed: make its model, align, score, train, score, fine-tune, score."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from deepen.alignment.measure import align
+from deepen.base.hub import open_checkpoint
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
 from deepen.common.progress import Progress
-from deepen.comparison.study import BASE, Arm, EvaluationConfig, Study
+from deepen.comparison.arm import Arm
+from deepen.comparison.making import Made, make
+from deepen.comparison.study import EvaluationConfig, Study
 from deepen.evaluation.evaluate import evaluate
-from deepen.growth.grow import grow
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import GrowRecord
 from deepen.records.study import ArmRecord
 from deepen.records.training import TrainRecord
-from deepen.records.verification import VerifyRecord
 from deepen.training.recipe import Stage
 from deepen.training.run import train
-from deepen.verification.verify import verify
 
-_GROWN, _ALIGNED = "grown.json", "alignment.json"
+_ALIGNED = "alignment.json"
+SCORES = "scores"
+"""Name of the folder that holds what models scored before training, which arms and seeds share."""
 
 
-def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
+def run_arm(
+    study: Study, arm: Arm, seed: int, progress: Progress, rate: float | None = None
+) -> ArmRecord:
     """Run one arm from beginning to end; what an interrupted run finished is found again.
 
     Args:
-        study: The study.
+        study: The study, settled.
         arm: One of its arms.
         seed: One of its seeds.
         progress: Called with the stage and the finished share of it.
+        rate: The learning rate that was chosen for it, if it was.
 
     Raises:
         DeepenError: The base, the data, a text or a task cannot be used.
@@ -37,12 +44,10 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
     """
     folder = study.arm_folder(arm, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    grown = _grow(study, arm, seed, folder, progress)
-    model = study.base if grown is None else folder / "grown"
-    verified = None if grown is None else _verify(study, folder, progress)
-    aligned = None if grown is None else _align(study, grown, folder, progress)
-    before = _score(study.evaluation, model, seed, folder / "before.json", progress)
-    trained = _train(study, arm, seed, "cpt", model, folder, progress)
+    made = make(study, arm, seed, folder, progress)
+    aligned = None if made.grow is None else _align(study, made.grow, folder, progress)
+    before = _before(study, made, seed, progress)
+    trained = _train(study, arm, seed, "cpt", made.model, folder, progress, rate)
     model = folder / "cpt" / "model"
     after = _score(study.evaluation, model, seed, folder / "after.json", progress)
     tuned = after_tuning = None
@@ -56,8 +61,8 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
         method=arm.method,
         placement=arm.placement,
         seed=seed,
-        grow=grown,
-        verification=verified,
+        grow=made.grow,
+        verification=made.verification,
         alignment=aligned,
         before=before,
         train=trained,
@@ -67,31 +72,22 @@ def run_arm(study: Study, arm: Arm, seed: int, progress: Progress) -> ArmRecord:
     )
 
 
-def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -> GrowRecord | None:
-    """Grow the arm's model; ``None`` for the base."""
-    if arm.method == BASE:
-        return None
-    kept = folder / _GROWN
-    if kept.is_file():
-        return GrowRecord.model_validate_json(kept.read_text(encoding="utf-8"))
-    record = grow(
-        study.base,
-        folder / "grown",
-        arm.request(study, seed),
-        overwrite=True,
-        progress=progress,
-    )
-    write_whole(kept, record.model_dump_json())
-    return record
+def _before(study: Study, made: Made, seed: int, progress: Progress) -> EvalRecord:
+    """Score an arm's model before training, once for all arms and seeds that begin with it.
 
-
-def _verify(study: Study, folder: Path, progress: Progress) -> VerifyRecord:
-    """Prove what the arm's model claims, before anything is spent on it."""
-    record = verify(study.base, folder / "grown", progress=progress)
-    if not record.passed:
-        failed = "; ".join(f"{c.name}: {c.detail}" for c in record.checks if not c.passed)
-        raise RuntimeError(f"{folder / 'grown'} did not pass verification ({failed})")
-    return record
+    A model that was proven to compute what the base does has the base's scores.
+    """
+    source = open_checkpoint(made.model)
+    base = open_checkpoint(study.base)
+    scored, where = (base, study.base) if made.is_base_s_function else (source, made.model)
+    # Without tasks nothing about a score is random.
+    draws = seed if study.evaluation.sides_of_tasks else None
+    key = hashlib.sha256(json.dumps([scored.fingerprint, draws]).encode()).hexdigest()[:16]
+    kept = Path(study.output) / SCORES / f"{key}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    record = _score(study.evaluation, where, seed, kept, progress)
+    own = {"model": source.name, "fingerprint": source.fingerprint, "seed": seed}
+    return record.model_copy(update=own)
 
 
 def _align(
@@ -121,8 +117,26 @@ def _score(
     """Evaluate a model, unless an interrupted run has."""
     if kept.is_file():
         return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
-    settings = config.model_dump(exclude={"perplexity"})
-    record = evaluate(model, perplexity=config.files, seed=seed, progress=progress, **settings)
+    sides = config.sides_of_tasks
+    record = evaluate(
+        model,
+        perplexity=[file for file, _ in config.texts],
+        tasks=list(sides),
+        task_folders=config.task_folders,
+        max_tokens=config.max_tokens,
+        sequence_length=config.sequence_length,
+        batch_size=config.batch_size,
+        limit=config.limit,
+        shots=config.shots,
+        seed=seed,
+        progress=progress,
+    )
+    texts = [
+        text.model_copy(update={"side": side})
+        for text, (_, side) in zip(record.texts, config.texts, strict=True)
+    ]
+    tasks = [task.model_copy(update={"side": sides.get(task.task)}) for task in record.tasks]
+    record = record.model_copy(update={"texts": texts, "tasks": tasks})
     write_whole(kept, record.model_dump_json())
     return record
 
@@ -135,6 +149,8 @@ def _train(
     model: Path | str,
     folder: Path,
     progress: Progress,
+    rate: float | None = None,
 ) -> TrainRecord:
     """Train one stage; it resumes by itself."""
-    return train(study.recipe(arm, seed, stage, model, folder / stage), stage, progress=progress)
+    recipe = study.recipe(arm, seed, stage, model, folder / stage, rate)
+    return train(recipe, stage, progress=progress)

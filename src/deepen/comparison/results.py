@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from deepen.common.errors import DeepenError
 from deepen.records.study import ArmRecord, StudySummary
 
-RECORDS, SUMMARY = "records.jsonl", "summary.json"
+RECORDS, SUMMARY, RATES = "records.jsonl", "summary.json", "rates.json"
 
+_RATES = TypeAdapter(dict[str, dict[str, float | None]])
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
@@ -22,6 +23,23 @@ def read_records(folder: Path) -> list[ArmRecord]:
     file = folder / RECORDS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [_parse(ArmRecord, line, file) for line in lines]
+
+
+def read_rates(folder: Path) -> dict[str, dict[str, float | None]]:
+    """Read what a study's search for learning rates found: label → rate → loss.
+
+    Raises:
+        DeepenError: The file is damaged.
+    """
+    file = folder / RATES
+    if not file.is_file():
+        return {}
+    try:
+        return _RATES.validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError:
+        raise DeepenError(
+            f"{str(file)!r} is damaged; delete it, and rates are chosen anew."
+        ) from None
 
 
 def read_study(folder: Path) -> tuple[list[ArmRecord], StudySummary]:

@@ -1,5 +1,6 @@
-"""Run a study: every arm in a process of its own, records as they come."""
+"""Run a study: choose learning rates, then every arm in a process of its own."""
 
+import json
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -10,12 +11,16 @@ from deepen.common.files import write_whole
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import read_yaml, write_yaml
 from deepen.common.system import versions
+from deepen.comparison.arm import Arm
+from deepen.comparison.arms import SCORES
 from deepen.comparison.parallel.processes import Call, CallError, run_apart
 from deepen.comparison.parallel.sharing import Environment, gpus, slots
-from deepen.comparison.parallel.worker import run_arm_apart
-from deepen.comparison.results import RECORDS, SUMMARY, read_records
+from deepen.comparison.parallel.worker import run_arm_apart, search_apart
+from deepen.comparison.rates import SEARCH, best_rate, searched
+from deepen.comparison.results import RATES, RECORDS, SUMMARY, read_rates, read_records
+from deepen.comparison.settle import settle
 from deepen.comparison.statistics import fine_tuned, paired_differences
-from deepen.comparison.study import ARMS, Arm, Study, checked, difference
+from deepen.comparison.study import ARMS, Study, checked, difference
 from deepen.records.study import ArmRecord, StudySummary
 
 _STUDY = "study.yaml"
@@ -31,8 +36,9 @@ def compare(
 ) -> StudySummary:
     """Run every arm of a study with every seed, and compare them.
 
-    Arms are started seed by seed, each in a fresh process, so that memory and random states are its
-    own. What is recorded is not run again; the arms that were interrupted go on where they were.
+    Learning rates come first, where the study has them chosen, arm by arm. Then arms are started
+    seed by seed, each in a fresh process, so that memory and random states are its own. What is
+    recorded is not run again; the arms that were interrupted go on where they were.
 
     Args:
         study: The study.
@@ -50,15 +56,16 @@ def compare(
     """
     if jobs is not None and jobs < 1:
         raise DeepenError(f"jobs is {jobs}; at least one arm must run at once.")
-    study = checked(study)
+    study = settle(checked(study))
     folder = Path(study.output)
     _begin(study, folder)
     records = read_records(folder)
     wanted = [(arm, seed) for seed in study.seeds for arm in study.all_arms]
     done = {(record.arm, record.seed) for record in records}
     todo = [(arm, seed) for arm, seed in wanted if (arm.name, seed) not in done]
+    rates = _choose_rates(study, folder, [arm for arm, _ in todo], jobs, progress, tell)
     count = len(wanted) - len(todo)
-    with closing(_run_all(study, todo, jobs, progress)) as finished:
+    with closing(_run_all(study, todo, rates, jobs, progress)) as finished:
         for arm, seed, record in finished:
             records = _in_order(study, [*records, record])
             _save(study, folder, records)
@@ -69,7 +76,8 @@ def compare(
     summary = _save(study, folder, records)
     if study.keep == "records":
         shutil.rmtree(folder / ARMS, ignore_errors=True)
-    shutil.rmtree(folder / "tokens", ignore_errors=True)
+    for name in ("tokens", SCORES, SEARCH):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return summary
 
 
@@ -108,6 +116,7 @@ def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySumm
         study=study.model_dump(mode="json"),
         arms=names,
         roles={arm.name: study.role(arm) for arm in study.all_arms},
+        rates={arm: tried for arm, tried in read_rates(folder).items() if arm in names},
         seeds=study.seeds,
         differences=paired_differences(own, names),
         fine_tuned_differences=paired_differences(fine_tuned(own), names),
@@ -129,26 +138,94 @@ def _sentence(record: ArmRecord) -> str:
     return f"{record.arm}, seed {record.seed}: {proof}{scores}, {record.train.wall_seconds:.0f} s"
 
 
+def _choose_rates(
+    study: Study,
+    folder: Path,
+    arms: Sequence[Arm],
+    jobs: int | None,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> dict[str, float]:
+    """Return the learning rate of every arm that the study has searched; the rest has its own.
+
+    Raises:
+        DeepenError: A search failed, or an arm diverged at every rate.
+    """
+    known = read_rates(folder)
+    todo = {a.name: a for a in arms if searched(study, a) and a.name not in known}
+    given, places = study.model_dump_json(exclude_unset=True), study.all_arms
+    calls = {
+        Call(f"{name}, learning rate", search_apart, (given, places.index(arm))): arm
+        for name, arm in todo.items()
+    }
+    for call, found in _apart(study, calls, jobs, progress):
+        name, tried = calls[call].name, json.loads(found)
+        known = read_rates(folder) | {name: tried}
+        write_whole(folder / RATES, json.dumps(known, indent=2) + "\n")
+        tell(f"{name}: {_tried(tried)}")
+    chosen = {arm.name: _best(arm.name, known[arm.name]) for arm in arms if arm.name in known}
+    return chosen if study.rates else {}
+
+
+def _tried(losses: dict[str, float | None]) -> str:
+    """Say in one line what a search found."""
+    sorted_losses = sorted((float(rate), loss) for rate, loss in losses.items())
+    shown = ("diverged" if loss is None else f"{loss:.4f}" for _, loss in sorted_losses)
+    told = (f"{text} at {rate:g}" for text, (rate, _) in zip(shown, sorted_losses, strict=True))
+    return f"loss {', '.join(told)}"
+
+
+def _best(arm: str, losses: dict[str, float | None]) -> float:
+    """Return the rate that an arm trains at.
+
+    Raises:
+        DeepenError: It diverged at every rate.
+    """
+    rate = best_rate({float(rate): loss for rate, loss in losses.items()})
+    if rate is None:
+        raise DeepenError(
+            f"Arm {arm!r} diverged at every learning rate that was tried; give lower ones, as "
+            f"rates.grid or as the arm's own rates, in another output."
+        )
+    return rate
+
+
 def _run_all(
-    study: Study, todo: Sequence[tuple[Arm, int]], jobs: int | None, progress: Progress
+    study: Study,
+    todo: Sequence[tuple[Arm, int]],
+    rates: dict[str, float],
+    jobs: int | None,
+    progress: Progress,
 ) -> Generator[tuple[Arm, int, ArmRecord]]:
     """Yield arms, seeds and records as they finish.
 
     Raises:
         DeepenError: An arm failed.
     """
-    if not todo:
-        return
     given, arms = study.model_dump_json(exclude_unset=True), study.all_arms
-    pairs = {
-        Call(f"{arm.name}, seed {seed}", run_arm_apart, (given, arms.index(arm), seed)): (arm, seed)
-        for arm, seed in todo
-    }
+    calls: dict[Call, Arm] = {}
+    for arm, seed in todo:
+        arguments = (given, arms.index(arm), seed, rates.get(arm.name))
+        calls[Call(f"{arm.name}, seed {seed}", run_arm_apart, arguments)] = arm
+    for call, record in _apart(study, calls, jobs, progress):
+        found = ArmRecord.model_validate_json(record)
+        yield calls[call], found.seed, found
+
+
+def _apart(
+    study: Study, calls: dict[Call, Arm], jobs: int | None, progress: Progress
+) -> Generator[tuple[Call, str]]:
+    """Make calls in processes of their own.
+
+    Raises:
+        DeepenError: One failed.
+    """
+    if not calls:
+        return
     try:
-        for call, record in run_apart(list(pairs), _slots(jobs, len(todo)), progress):
-            yield *pairs[call], ArmRecord.model_validate_json(record)
+        yield from run_apart(list(calls), _slots(jobs, len(calls)), progress)
     except CallError as failed:
-        raise DeepenError(_failure(study, failed, *pairs[failed.call])) from failed
+        raise DeepenError(_failure(study, calls[failed.call], failed)) from failed
 
 
 def _slots(jobs: int | None, most: int) -> list[Environment]:
@@ -159,11 +236,11 @@ def _slots(jobs: int | None, most: int) -> list[Environment]:
     return slots(min(jobs or max(1, len(devices)), most), devices, torch.get_num_threads())
 
 
-def _failure(study: Study, failed: CallError, arm: Arm, seed: int) -> str:
-    """Say which arm failed and why, with the traceback in a file."""
-    sentence = f"Arm {arm.name!r} with seed {seed} failed ({failed.reason})"
+def _failure(study: Study, arm: Arm, failed: CallError) -> str:
+    """Say what failed and why, with the traceback in a file."""
+    sentence = f"Arm {failed.call.name} failed ({failed.reason})"
     if failed.details:
-        file = study.arm_folder(arm, seed) / _ERROR
+        file = Path(study.output) / ARMS / arm.folder / _ERROR
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(failed.details, encoding="utf-8")
         sentence += f", see {file}"

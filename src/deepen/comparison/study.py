@@ -1,71 +1,44 @@
 """The study file: which arms, on which budget, and how they are scored."""
 
-import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from deepen import methods
-from deepen.common.errors import DeepenError
+from deepen.common.errors import DeepenError, unknown
 from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
+from deepen.comparison.arm import BASE, PARTS, Arm, written_out
 from deepen.methods.method import parse_options
-from deepen.records.growth import GrowChoice, GrowRequest
+from deepen.records.evaluation import Side
 from deepen.records.study import Role
-from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
+from deepen.training.recipe import DataConfig, MixedSource, Recipe, Stage, TrainingConfig
 
 ARMS = "arms"
 """Name of the folder in which arms work."""
-BASE = "base"
-"""Method of an arm that is the base, trained on."""
 _WHOLE = ("auto", "everything")
-
-
-class Arm(GrowChoice):
-    """One way to make the model that is trained; what it leaves out is the study's."""
-
-    method: str
-    """Growth method, or ``base`` for the un-grown base."""
-    label: str = ""
-    """Name in records and report; by default the method and what is said beside it."""
-    training: dict[str, Any] = Field(default_factory=dict)
-    """Settings of continual pre-training that are this arm's own, for example a learning rate."""
-
-    @property
-    def name(self) -> str:
-        """The label."""
-        own = dict(self.options)
-        own |= {k: v for k in ("placement", "new_layers") if (v := getattr(self, k)) is not None}
-        own |= {"per_gap": self.per_gap} if self.per_gap != 1 else {}
-        own |= self.training
-        details = ", ".join(f"{key}={value}" for key, value in own.items())
-        return self.label or (f"{self.method} ({details})" if details else self.method)
-
-    @property
-    def folder(self) -> str:
-        """The label as a folder's name."""
-        return re.sub(r"[^\w.=-]+", "_", self.name).strip("_")
-
-    def request(self, study: "Study", seed: int) -> GrowRequest:
-        """Return how the arm's model is grown."""
-        choice = {name: getattr(self, name) for name in GrowChoice.model_fields}
-        choice["new_layers"] = self.new_layers or study.new_layers
-        return GrowRequest(**choice, seed=seed)
-
-
-def _as_arm(value: object) -> object:
-    """Read the short form of an arm, its method alone."""
-    return {"method": value} if isinstance(value, str) else value
+Files = str | list[str]
+"""One file or several."""
 
 
 class EvaluationConfig(Settings):
     """How arms are scored, before and after training; see ``deepen.evaluation.evaluate``."""
 
-    perplexity: str | list[str] = Field(default_factory=list)
-    """Text files; the first one also shows what blocks compute, if it is plain text."""
+    new: Files = Field(default_factory=list)
+    """Held-out text of the kind that is to be learned."""
+    old: Files = Field(default_factory=list)
+    """Text of a kind that the base knows and that is to be kept."""
+    perplexity: Files = Field(default_factory=list)
+    """Text files that are neither. The first of all texts also shows what blocks compute, if it is
+    plain text."""
+    new_tasks: list[str] = Field(default_factory=list)
+    """lm-evaluation-harness tasks that are to be learned."""
+    old_tasks: list[str] = Field(default_factory=list)
+    """Tasks whose scores are to be kept."""
     tasks: list[str] = Field(default_factory=list)
-    """lm-evaluation-harness tasks."""
+    """Tasks that are neither."""
     task_folders: list[str] = Field(default_factory=list)
     """Folders of tasks of your own."""
     max_tokens: int | None = None
@@ -80,15 +53,35 @@ class EvaluationConfig(Settings):
     """Examples in the prompt."""
 
     @property
-    def files(self) -> list[str]:
-        """The text files, also if there is only one."""
-        return [self.perplexity] if isinstance(self.perplexity, str) else self.perplexity
+    def texts(self) -> list[tuple[str, Side | None]]:
+        """All text files, each with its side."""
+        sides: list[tuple[Files, Side | None]] = [
+            (self.new, "new"),
+            (self.old, "old"),
+            (self.perplexity, None),
+        ]
+        return [(file, side) for files, side in sides for file in listed(files)]
+
+    @property
+    def sides_of_tasks(self) -> dict[str, Side | None]:
+        """All tasks, each with its side."""
+        sides: list[tuple[list[str], Side | None]] = [
+            (self.new_tasks, "new"),
+            (self.old_tasks, "old"),
+            (self.tasks, None),
+        ]
+        return {task: side for tasks, side in sides for task in tasks}
 
     @property
     def calibration(self) -> Path | None:
         """What blocks are compared on: the first text file, unless its lines are documents."""
-        first = Path(self.files[0]) if self.files else None
+        first = Path(self.texts[0][0]) if self.texts else None
         return first if first and first.suffix != ".jsonl" else None
+
+
+def listed(files: Files) -> list[str]:
+    """Return files as a list, also if there is only one."""
+    return [files] if isinstance(files, str) else files
 
 
 class FineTuning(Settings):
@@ -100,6 +93,25 @@ class FineTuning(Settings):
     """How to train, as in a recipe."""
 
 
+class RateSearch(Settings):
+    """How each arm's learning rate of pre-training is chosen: by what a seed of its own comes to.
+
+    Arms that name a rate of their own keep it.
+    """
+
+    grid: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Rates that are tried first; an arm's own ``rates`` go before them."""
+    text: Files
+    """Held-out text that the loss is taken on; not one that arms are scored on."""
+    seed: int
+    """Seed of the search; not one of the study's."""
+    most: Annotated[int, Field(ge=1)] = 8
+    """How many rates are tried at most: where the best one is the lowest or the highest, the next
+    one beyond it follows."""
+    max_tokens: int | None = None
+    """Tokens of each text; by default as in the evaluation."""
+
+
 class Study(Settings):
     """Arms × seeds on one budget."""
 
@@ -107,8 +119,8 @@ class Study(Settings):
     """Heading of the report; by default the names of the study's folder and of the base."""
     base: str
     """The model that every arm starts from: folder or hub id."""
-    arms: list[Annotated[Arm, BeforeValidator(_as_arm)]] = Field(min_length=1)
-    """What is compared; the un-grown base is added in front if it is missing."""
+    arms: Annotated[list[Arm], BeforeValidator(written_out)] = Field(min_length=1)
+    """What is compared; the base, trained on, is added in front if it is missing."""
     new_layers: int | None = None
     """Number of new blocks; by default what each method's paper does."""
     seeds: list[int] = Field(default=[0], min_length=1)
@@ -117,6 +129,18 @@ class Study(Settings):
     """Training data, as in a recipe; the same tokens in the same order for every arm."""
     training: TrainingConfig = TrainingConfig()
     """Continual pre-training, as in a recipe."""
+    replay: Files = Field(default_factory=list)
+    """Old text for training: where the sequences come from that arms replay."""
+    rates: RateSearch | None = None
+    """How each arm's learning rate is chosen; by default all arms have that of ``training``."""
+    budget: Literal["tokens", "flops"] = "tokens"
+    """What all arms have alike: the tokens that they train on, or the FLOPs of the reference, so
+    that an arm that costs less for a token trains longer."""
+    parameters: Annotated[int, Field(ge=1)] | None = None
+    """Parameters that ``lora``, ``top-blocks`` and ``wider`` train, or somewhat fewer; by default
+    as many as the first grown arm that trains its new blocks alone."""
+    pairs: list[tuple[str, str]] = Field(default_factory=list)
+    """Labels of arms whose differences the report shows first."""
     fine_tuning: FineTuning | None = None
     """What follows it, if anything."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -136,33 +160,53 @@ class Study(Settings):
         return self.arms if has_base else [Arm(method=BASE), *self.arms]
 
     def role(self, arm: Arm) -> Role:
-        """Return what an arm is in the study; the first base that trains everything is held to."""
-        if arm.method != BASE:
+        """Return what an arm is in the study; the others are held to the first whole base."""
+        if arm.is_grown:
             return "grown"
         bases = [one for one in self.all_arms if one.method == BASE]
         whole = [one for one in bases if one.training.get("trains", "auto") in _WHOLE]
-        return "reference" if arm.name == (whole or bases)[0].name else "alternative"
+        plain = [one for one in whole if not one.replay]
+        return "reference" if arm.name == (plain or whole or bases)[0].name else "alternative"
 
     def arm_folder(self, arm: Arm, seed: int) -> Path:
         """Return where an arm works."""
         return Path(self.output) / ARMS / arm.folder / f"seed-{seed}"
 
-    def recipe(self, arm: Arm, seed: int, stage: Stage, model: Path | str, out: Path) -> Recipe:
-        """Return what an arm is trained with."""
+    def recipe(
+        self,
+        arm: Arm,
+        seed: int,
+        stage: Stage,
+        model: Path | str,
+        out: Path,
+        rate: float | None = None,
+    ) -> Recipe:
+        """Return what an arm is trained with.
+
+        Args:
+            arm: The arm, settled (see ``deepen.comparison.settle``).
+            seed: Of data order and training.
+            stage: Pre-training, or the fine-tuning that follows it.
+            model: The checkpoint to train.
+            out: The run's folder.
+            rate: Learning rate that was chosen for the arm's pre-training.
+        """
         if stage == "cpt":
-            data, training = self.data, self.training
-            tree = apply_overrides(
-                training.model_dump(exclude_unset=True),
-                [f"{k}={v}" for k, v in arm.training.items()],
-            )
-            training = validate(TrainingConfig, tree, f"training of arm {arm.name!r}")
+            data, training, own = self.data, self.training, dict(arm.training)
+            own |= {} if rate is None else {"learning_rate": rate}
         else:
             assert self.fine_tuning is not None
             data, training = self.fine_tuning.data, self.fine_tuning.training
+            own = {k: v for k, v in arm.training.items() if k in PARTS} | arm.fine_tuning
+        tree = training.model_dump(exclude_unset=True) | own
+        training = validate(TrainingConfig, tree, f"training of arm {arm.name!r}")
         if arm.method == BASE and training.trains == "auto":
             training = training.model_copy(update={"trains": "everything"})
-        shared = str(Path(self.output) / "tokens" / f"{stage}-seed-{seed}")
-        data = data.model_copy(update={"cache": data.cache or shared})
+        shared = str(Path(self.output) / "tokens" / stage)
+        mix = data.mix
+        if arm.replay and stage == "cpt":
+            mix = [*mix, MixedSource(path=self.replay, share=arm.replay)]
+        data = data.model_copy(update={"cache": data.cache or shared, "mix": mix})
         return Recipe(model=str(model), data=data, training=training, seed=seed, output=str(out))
 
 
@@ -180,11 +224,37 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def checked(study: Study) -> Study:
-    """Check what a schema cannot: methods, options, labels.
+    """Check what a schema cannot: methods, options, labels, seeds, texts.
 
     Raises:
-        DeepenError: A method or option is unknown, or two arms or seeds are the same.
+        DeepenError: A method or option is unknown, two things are the same that must not be, or
+            one is named that is not there.
     """
+    _check_names(study)
+    if len(set(study.seeds)) < len(study.seeds):
+        raise DeepenError("The study names a seed twice; give each once.")
+    if study.rates and study.rates.seed in study.seeds:
+        raise DeepenError(
+            f"Learning rates are chosen with seed {study.rates.seed} (rates.seed), which is one of "
+            f"the study's seeds; give the search a seed of its own."
+        )
+    files = Counter(Path(file).name for file, _ in study.evaluation.texts)
+    if twice := [name for name, count in files.items() if count > 1]:
+        raise DeepenError(f"Two texts of the evaluation are called {twice[0]!r}; rename one.")
+    for arm in study.all_arms:
+        if arm.is_grown:
+            request = arm.request(study.new_layers, study.seeds[0])
+            parse_options(methods.get(request.method), request.options)
+        if arm.replay and not study.replay:
+            raise DeepenError(
+                f"Arm {arm.name!r} replays old text, and the study names none; give it as replay."
+            )
+        study.recipe(arm, 0, "cpt", study.base, Path(study.output))
+    return study
+
+
+def _check_names(study: Study) -> None:
+    """Insist on labels that differ, and on pairs of arms that are there."""
     names = [arm.name for arm in study.all_arms]
     for name in names:
         if names.count(name) > 1:
@@ -196,26 +266,22 @@ def checked(study: Study) -> Study:
                 f"Two arms of the study would work in one folder, {arm.folder!r}; give one another "
                 f"label."
             )
-    if len(set(study.seeds)) < len(study.seeds):
-        raise DeepenError("The study names a seed twice; give each once.")
-    for arm in study.all_arms:
-        if arm.method != BASE:
-            request = arm.request(study, study.seeds[0])
-            parse_options(methods.get(request.method), request.options)
-        study.recipe(arm, 0, "cpt", study.base, Path(study.output))
-    return study
+    for name in (name for pair in study.pairs for name in pair):
+        if name not in names:
+            raise unknown("arm (pairs)", name, names)
 
 
 def difference(old: Tree, new: Tree) -> str | None:
     """Return the dotted key of the first setting that two studies do not share.
 
     More seeds and more arms are no difference: their records are added to those that are there.
-    The title is none either, nor is whether alignment is measured: it changes no other number.
+    The title is none either, nor are the pairs that are shown first, nor whether alignment is
+    measured: they change no other number.
     """
     arms = {Arm.model_validate(arm).name: arm for arm in old.get("arms") or []}
     for arm in new.get("arms") or []:
         name = Arm.model_validate(arm).name
         if arms.get(name, arm) != arm:
             return f"arms ({name})"
-    others = differences(old, new, without=("arms", "seeds", "title", "alignment"))
+    others = differences(old, new, without=("arms", "seeds", "title", "alignment", "pairs"))
     return next((key for key, _, _ in others), None)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from deepen.base.registry.texts import text_file
-from deepen.common.errors import DeepenError
+from deepen.common.errors import DeepenError, DivergedError
 from deepen.common.progress import Progress, silent
 from deepen.records.evaluation import TextScore
 
@@ -98,7 +98,7 @@ def score(
     """Measure a causal language model's loss on a text.
 
     Raises:
-        DeepenError: The loss is not finite.
+        DivergedError: The loss is not finite.
     """
     total, done = 0.0, 0
     for inputs, targets in _batches(text, sequence_length, batch_size):
@@ -108,7 +108,7 @@ def score(
     progress(f"{text.file}: predicting", 1.0)
     mean = total / text.tokens
     if not mean < 700:  # e^710 is no float64; NaN is not less than anything
-        raise DeepenError(
+        raise DivergedError(
             f"The model's loss on {text.file!r} is {mean} nats per token; its weights are broken."
         )
     return TextScore(

@@ -75,8 +75,9 @@ class StudySummary(Record):
     """Labels in the order of the study."""
     roles: dict[str, Role]
     """Label → what the arm is in the study; exactly one is the reference."""
-    rates: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Label → learning rate → loss on the text that rates are chosen on, where the study chose."""
+    rates: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """Label → learning rate → loss on the text that rates are chosen on, ``None`` where training
+    diverged; empty where the study chose none."""
     seeds: list[int]
     """Seeds of the study."""
     differences: list[PairedDifference]

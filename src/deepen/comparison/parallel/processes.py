@@ -40,7 +40,7 @@ class Call:
     function: Callable[..., str]
     """A module's function that takes the arguments and a ``Progress``. What its module imports is
     imported before the environment is set, so torch has no place at the top of it."""
-    arguments: tuple[str | int, ...]
+    arguments: tuple[str | float | None, ...]
     """Its arguments."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepen.common.errors import DeepenError
+from deepen.common.errors import DivergedError
 from deepen.training.engine.saving import last_checkpoint
 from deepen.training.engine.schedule import Schedule
 
@@ -27,7 +27,7 @@ def check_finite(
         folder: Where checkpoints lie.
 
     Raises:
-        DeepenError: One of them is no number.
+        DivergedError: One of them is no number.
     """
     means = torch.stack([loss.float().mean() for loss in losses]).tolist()
     bad = [mean for mean in means if not math.isfinite(mean)]
@@ -39,7 +39,7 @@ def check_finite(
     shown = ", ".join(map(str, batch[:_SHOWN_SEQUENCES])) + more
     last = last_checkpoint(folder)
     kept = f"the last checkpoint is {last}" if last else "and no checkpoint had been written"
-    raise DeepenError(
+    raise DivergedError(
         f"{what} at step {step} (batch {step}: sequences {shown} of the data); the model was left "
         f"as it was after step {step - 1}, {kept}; train again with a lower "
         f"training.learning_rate, into another output."

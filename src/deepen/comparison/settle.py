@@ -1,0 +1,215 @@
+"""What a study leaves open until its base is known: how large alternatives are, how long arms run.
+
+Growing by k blocks is held to what else the same number of parameters could be: adapters on all
+blocks, the base's own top blocks, or wider FFNs. Everything is settled before the first arm starts,
+from the base's config and the shapes of its tensors, and stands in the study's resolved file.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from deepen.base.model import Model, open_model
+from deepen.common.errors import DeepenError
+from deepen.common.settings import Settings, validate
+from deepen.comparison.arm import BASE, LORA, TOP_BLOCKS, WIDER, Arm
+from deepen.comparison.study import Study
+from deepen.growth.preview import config_of, grow_record, lineage_of, resolve
+from deepen.planning.cost import training_flops_per_token
+from deepen.planning.partial import (
+    lora_flops_per_token,
+    lora_rank,
+    neuron_flops_per_token,
+    neuron_parameters,
+    wider_neurons,
+)
+from deepen.records.growth import GrowRecord
+from deepen.training.freeze import trainable
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class LoraOptions(Settings):
+    """Options of an arm ``lora``."""
+
+    rank: Count | None = None
+    """Rank of the adapters; by default the one that gives them the study's ``parameters``."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """As in a recipe; by default twice the rank."""
+    blocks: Count | None = None
+    """How many blocks have adapters, from the top; by default all."""
+
+
+class TopBlocksOptions(Settings):
+    """Options of an arm ``top-blocks``."""
+
+    blocks: Count | None = None
+    """How many of the base's top blocks train; by default those of the study's ``parameters``."""
+
+
+class WiderOptions(Settings):
+    """Options of an arm ``wider``."""
+
+    neurons: Count | None = None
+    """Neurons that every FFN gets; by default those of the study's ``parameters``."""
+
+
+class BaseOptions(Settings):
+    """An arm ``base`` has no options."""
+
+
+OPTIONS: Mapping[str, type[Settings]] = {
+    BASE: BaseOptions,
+    LORA: LoraOptions,
+    TOP_BLOCKS: TopBlocksOptions,
+    WIDER: WiderOptions,
+}
+"""Method of an arm that is not grown → its options."""
+
+
+def settle(study: Study) -> Study:
+    """Give alternatives their size, and every arm its number of steps.
+
+    Args:
+        study: A study that was checked.
+
+    Returns:
+        The study with the settings of training filled in; labels stay what they were.
+
+    Raises:
+        DeepenError: The base cannot be opened or grown as an arm asks, no grown arm says how many
+            parameters alternatives get, or a budget in FLOPs has no number of steps or tokens.
+    """
+    for arm in study.all_arms:
+        if not arm.is_grown:
+            _options(arm)
+    sized = [arm for arm in study.all_arms if arm.method in (LORA, TOP_BLOCKS, WIDER)]
+    if not sized and study.budget == "tokens":
+        return study
+    base = open_model(study.base)
+
+    @cache
+    def parameters() -> int:
+        return study.parameters or _parameters(study, base)
+
+    arms = []
+    for arm in study.all_arms:
+        own = {} if arm.is_grown or arm.method == BASE else _part(arm, base, parameters)
+        arms.append(_with(arm, own | arm.training))
+    study = study.model_copy(update={"arms": arms})
+    return study if study.budget == "tokens" else _equal_flops(study, base)
+
+
+def _with(arm: Arm, training: dict[str, Any]) -> Arm:
+    """Return an arm with other settings and the same label."""
+    return arm.model_copy(update={"training": training, "label": arm.name})
+
+
+def _options(arm: Arm) -> Any:  # noqa: ANN401 (one of several classes)
+    """Check the options of an arm that is not grown."""
+    options = validate(OPTIONS[arm.method], dict(arm.options), f"the options of arm {arm.name!r}")
+    if arm.placement is not None or arm.new_layers is not None or arm.per_gap != 1:
+        raise DeepenError(
+            f"Arm {arm.name!r} is not grown; leave placement, new_layers and per_gap out."
+        )
+    return options
+
+
+def _parameters(study: Study, base: Model) -> int:
+    """Count what the first grown arm trains that trains its new blocks alone."""
+    for arm in study.all_arms:
+        if not arm.is_grown or arm.training.get("trains", "auto") not in ("auto", "new_blocks"):
+            continue
+        record = _grown(study, arm, base)
+        if record.step.trains == "new_blocks":
+            return record.new_parameters
+    raise DeepenError(
+        "No grown arm of the study says how many parameters lora, top-blocks and wider may train; "
+        "add one, or give the study parameters."
+    )
+
+
+def _grown(study: Study, arm: Arm, base: Model) -> GrowRecord:
+    """Say what an arm's model would be."""
+    growth = resolve(base, arm.request(study.new_layers, study.seeds[0]))
+    return grow_record(growth, lineage_of(growth))
+
+
+def _part(arm: Arm, base: Model, parameters: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the settings of training that say what an alternative trains."""
+    options = _options(arm)
+    if isinstance(options, LoraOptions):
+        blocks = _top(base, options.blocks or base.depth)
+        rank = options.rank or lora_rank(base, parameters(), blocks)
+        lora: dict[str, Any] = {"rank": rank, "blocks": "all" if not options.blocks else blocks}
+        return {"lora": lora | ({"alpha": options.alpha} if options.alpha else {})}
+    if isinstance(options, TopBlocksOptions):
+        return {"trains": _top(base, options.blocks or _fitting(base, parameters()))}
+    assert isinstance(options, WiderOptions)
+    return {"neurons": options.neurons or wider_neurons(base, parameters())}
+
+
+def _top(base: Model, blocks: int) -> list[int]:
+    """Return the indices of the top blocks."""
+    if blocks > base.depth:
+        raise DeepenError(f"There are no {blocks} blocks to train: the base has {base.depth}.")
+    return list(range(base.depth - blocks, base.depth))
+
+
+def _fitting(base: Model, parameters: int) -> int:
+    """Return how many top blocks have at most that many parameters, at least one."""
+    left, blocks = parameters, 0
+    while blocks < base.depth and (left := left - base.parameters_of(base.depth - 1 - blocks)) >= 0:
+        blocks += 1
+    return max(1, blocks)
+
+
+def _equal_flops(study: Study, base: Model) -> Study:
+    """Let every arm run until it has cost what the reference costs."""
+    training, length = study.training, study.data.sequence_length
+    per_step = training.batch_size * length
+    steps = training.max_steps or (training.max_tokens or 0) // per_step
+    if not steps:
+        raise DeepenError(
+            "A budget in FLOPs is that of the reference's steps; give training.max_steps or "
+            "training.max_tokens instead of epochs."
+        )
+    costs = {arm.name: _flops_per_token(study, arm, base) for arm in study.all_arms}
+    (reference,) = (arm.name for arm in study.all_arms if study.role(arm) == "reference")
+    arms: Sequence[Arm] = [
+        _with(arm, arm.training | {"max_steps": _steps(steps, costs[reference], costs[arm.name])})
+        for arm in study.all_arms
+    ]
+    plain = training.model_copy(update={"max_tokens": None, "max_steps": steps})
+    return study.model_copy(update={"arms": arms, "training": plain})
+
+
+def _steps(steps: int, reference: float, own: float) -> int:
+    """Return the steps that cost at most what the reference's steps cost, at least one."""
+    return max(1, int(steps * reference / own))
+
+
+def _flops_per_token(study: Study, arm: Arm, base: Model) -> float:
+    """Return what one trained token costs an arm, by our own count."""
+    training = study.recipe(arm, 0, "cpt", study.base, study.arm_folder(arm, 0)).training
+    length, config, depth = study.data.sequence_length, base.source.config, base.depth
+    if training.neurons:
+        # Forward and through activations, the new neurons cost what their weights' products do.
+        through = 4.0 * neuron_parameters(base, training.neurons)
+        return through + neuron_flops_per_token(base, training.neurons, length)
+    if arm.is_grown:
+        growth = resolve(base, arm.request(study.new_layers, study.seeds[0]))
+        config, depth = config_of(growth, lineage_of(growth)), growth.plan.depth
+    trains = trainable(config, depth, training, arm.name)
+    if trains.lora:
+        return lora_flops_per_token(base, trains.lora.rank, trains.blocks, length)
+    return training_flops_per_token(
+        base,
+        trains.blocks,
+        depth,
+        length,
+        trains_everything=trains.everything,
+        also=trains.outside,
+    )
