@@ -78,13 +78,25 @@ class DataConfig(Settings):
     chat_template: str | None = None
     """Fine-tuning: Jinja file to use instead of the tokenizer's own chat template."""
 
+    @property
+    def shares(self) -> list[Fraction]:
+        """Share of each source, the main one first: the decimal numbers that were written.
+
+        Raises:
+            DeepenError: Nothing is left to the main one.
+        """
+        mixed = [Fraction(str(source.share)) for source in self.mix]
+        if sum(mixed) >= 1:
+            raise DeepenError(
+                f"The shares of data.mix add up to {float(sum(mixed)):g} and leave nothing to "
+                f"data.path; lower them."
+            )
+        return [1 - sum(mixed, Fraction(0)), *mixed]
+
     @model_validator(mode="after")
-    def _check_mix(self) -> Self:
-        """Leave a share for the main data, and mix only what is read whole."""
-        if sum(Fraction(str(source.share)) for source in self.mix) >= 1:
-            raise ValueError("the shares of mix leave nothing to path; they must add up to below 1")
-        if self.mix and self.streaming:
-            raise ValueError("streamed data cannot be mixed; leave out streaming or mix")
+    def _check_shares(self) -> Self:
+        """Leave a share to the main data."""
+        _ = self.shares
         return self
 
 
@@ -208,6 +220,12 @@ class Recipe(Settings):
     """Run folder; the trained model goes to its ``model`` folder."""
     stage: Stage | None = None
     """Set in the resolved recipe, which is for this stage alone."""
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        """Look again at data that were changed since they were read, as arms of a study do."""
+        _ = self.data.shares
+        return self
 
     def resolved(self, stage: Stage) -> "Recipe":
         """Return the recipe with the stage's defaults filled in, so that it can be repeated.

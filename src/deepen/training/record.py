@@ -10,7 +10,7 @@ from deepen.common.system import versions
 from deepen.planning.cost import training_flops_per_token
 from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
 from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord
-from deepen.training.data.sources import shares, sources
+from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
@@ -83,7 +83,7 @@ def _sources(data: DataConfig, schedule: Schedule) -> list[SourceRecord]:
     """Say what was seen of each source; of local ones the name alone is told."""
     told = []
     for source, share, items, drawn in zip(
-        sources(data), shares(data), schedule.order.mixture.items, schedule.drawn, strict=True
+        sources(data), data.shares, schedule.order.mixture.items, schedule.drawn, strict=True
     ):
         paths = [source.path] if isinstance(source.path, str) else source.path
         names = [Path(path).name if Path(path).exists() else path for path in paths]

@@ -16,8 +16,8 @@ from deepen.common.settings import validate
 from deepen.training.data.examples import join_examples, load_examples
 from deepen.training.data.mixture import Mixture
 from deepen.training.data.packed import load_packed
-from deepen.training.data.sources import load_sources, shares, sources
-from deepen.training.recipe import DataConfig, TrainingConfig
+from deepen.training.data.sources import load_sources, sources
+from deepen.training.recipe import DataConfig, MixedSource, Recipe, TrainingConfig
 
 
 def config(**settings: Any) -> DataConfig:
@@ -55,7 +55,7 @@ def test_a_source_has_what_it_says_and_else_what_the_main_data_have() -> None:
     own = {"path": "a", "text_column": "b", "name": None, "revision": None}
     assert first == main.model_copy(update=own)
     assert second == main.model_copy(update={"path": ["c"], "name": None, "revision": None})
-    assert shares(data) == [Fraction(7, 10), Fraction(1, 10), Fraction(2, 10)]
+    assert data.shares == [Fraction(7, 10), Fraction(1, 10), Fraction(2, 10)]
 
 
 def test_sequences_of_all_sources_lie_one_behind_the_other(
@@ -97,15 +97,33 @@ def test_fine_tuning_rows_are_mixed_each_in_its_own_form(packing: bool, tmp_path
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mix": [{"path": "a", "share": 0.7}, {"path": "b", "share": 0.3}]}, "nothing to path"),
+        ({"mix": [{"path": "a", "share": 0.7}, {"path": "b", "share": 0.3}]}, "nothing to data"),
         ({"mix": [{"path": "a", "share": 1.0}]}, "share"),
-        ({"mix": [{"path": "a", "share": 0.1}], "streaming": True}, "streamed data cannot be"),
         ({"mix": [{"path": "a", "shares": 0.1}]}, "did you mean 'mix.0.share'"),
     ],
 )
 def test_impossible_mixtures_are_told(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(DeepenError, match=said):
         config(**settings)
+
+
+def test_a_recipe_looks_at_data_that_were_changed() -> None:
+    mixed = [MixedSource(path="a", share=0.5), MixedSource(path="b", share=0.5)]
+    changed = config().model_copy(update={"mix": mixed})
+    with pytest.raises(DeepenError, match=r"add up to 1 and leave nothing to data\.path"):
+        Recipe(model="m", data=changed, output="o")
+
+
+def test_streamed_sources_are_mixed_and_the_main_one_is_read_as_it_is_alone(
+    new: Path, old: Path, tmp_path: Path
+) -> None:
+    mixed = {"path": str(old), "share": 0.5, "text_column": "body"}
+    both, mixture = packed(config(path=str(new), streaming=True, mix=[mixed]), tmp_path / "cache")
+    alone, _ = packed(config(path=str(new), streaming=True), tmp_path / "cache")
+    assert mixture.items[0] == len(alone)
+    assert all(
+        both[i]["input_ids"].tolist() == alone[i]["input_ids"].tolist() for i in range(len(alone))
+    )
 
 
 @pytest.mark.parametrize(

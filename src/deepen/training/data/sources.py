@@ -1,7 +1,6 @@
 """The sources of a recipe's data: each is read, cut and kept by itself, and all lie in a row."""
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
 from deepen.training.data.mixture import Mixture
@@ -11,12 +10,6 @@ from deepen.training.recipe import DataConfig, MixedSource
 def sources(data: DataConfig) -> list[DataConfig]:
     """List the data sets that data consist of, the main one first, each as if it stood alone."""
     return [data.model_copy(update={"mix": []}), *(_alone(data, mixed) for mixed in data.mix)]
-
-
-def shares(data: DataConfig) -> list[Fraction]:
-    """Return the share of each source, as the decimal number that was written."""
-    mixed = [Fraction(str(source.share)) for source in data.mix]
-    return [1 - sum(mixed, Fraction(0)), *mixed]
 
 
 def load_sources(
@@ -38,7 +31,7 @@ def load_sources(
         DeepenError: A source is missing or damaged, or has nothing to learn from.
     """
     loaded = [load(source) for source in sources(data)]
-    mixture = Mixture(tuple(map(len, loaded)), tuple(shares(data)))
+    mixture = Mixture(tuple(map(len, loaded)), tuple(data.shares))
     return (join(loaded) if data.mix else loaded[0]), mixture
 
 
