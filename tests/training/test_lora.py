@@ -162,6 +162,8 @@ def test_refusals(recipe: Make, llama: Path, tmp_path: Path, monkeypatch: Any) -
     deepen.grow(mixture, tmp_path / "grown")
     said = refused(recipe, model=tmp_path / "grown", lora={"rank": 2})
     assert "experts of block 0 of grown lie in one tensor" in said
+    mamba = base_of(tmp_path / "mamba", "mamba")
+    assert "peft puts no adapters on mamba" in refused(recipe, model=mamba, lora={"rank": 2})
     monkeypatch.setattr("deepen.training.lora.find_spec", lambda name: None)
     assert "pip install 'deepen[lora]'" in refused(recipe, lora={"rank": 2})
 

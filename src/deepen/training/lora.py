@@ -72,8 +72,13 @@ def add_adapters(
         fan_in_fan_out=transposed,
     )
     # peft draws values of its own, which are replaced below.
-    with torch.random.fork_rng([]):
-        inject_adapter_in_model(settings, module, adapter_name=_ADAPTER)
+    try:
+        with torch.random.fork_rng([]):
+            inject_adapter_in_model(settings, module, adapter_name=_ADAPTER)
+    except ValueError as error:  # Mamba's kernels read weights without calling their layers
+        raise DeepenError(
+            f"peft puts no adapters on {model.source.name} ({error}); train whole blocks instead."
+        ) from None
     for path in paths:
         down = module.get_parameter(_name(path, "A"))
         up = module.get_parameter(_name(path, "B"))
