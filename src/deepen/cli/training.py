@@ -144,7 +144,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where to keep everything.")] = Path("runs/demo"),
     fast: Annotated[bool, typer.Option("--fast", help="A first look, in 3 minutes.")] = False,
 ) -> None:
-    """Train a small base on this machine's own Python sources, grow it by every method, compare."""
+    """Grow a pretrained base, teach it a new text, and compare with what else one would do."""
     from deepen.demo.run import demo as run
 
     run(folder, "fast" if fast else "full")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from deepen import methods
+from deepen.base.registry import file_name
 from deepen.common.errors import DeepenError, unknown
 from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
 from deepen.comparison.arm import BASE, PARTS, Arm, written_out
@@ -75,8 +76,8 @@ class EvaluationConfig(Settings):
     @property
     def calibration(self) -> Path | None:
         """What blocks are compared on: the first text file, unless its lines are documents."""
-        first = Path(self.texts[0][0]) if self.texts else None
-        return first if first and first.suffix != ".jsonl" else None
+        first = self.texts[0][0] if self.texts else ""
+        return Path(first) if first and not file_name(first).endswith(".jsonl") else None
 
 
 def listed(files: Files) -> list[str]:
@@ -238,7 +239,7 @@ def checked(study: Study) -> Study:
             f"Learning rates are chosen with seed {study.rates.seed} (rates.seed), which is one of "
             f"the study's seeds; give the search a seed of its own."
         )
-    files = Counter(Path(file).name for file, _ in study.evaluation.texts)
+    files = Counter(file_name(file) for file, _ in study.evaluation.texts)
     if twice := [name for name, count in files.items() if count > 1]:
         raise DeepenError(f"Two texts of the evaluation are called {twice[0]!r}; rename one.")
     for arm in study.all_arms:

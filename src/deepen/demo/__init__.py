@@ -1,8 +1,10 @@
-"""The paper's whole experiment in miniature, offline: a base, every method, one budget, a report.
+"""What growing buys, seen once: a base, a text that it hardly knows, several ways to learn it.
 
 - ``recipe``: all numbers
+- ``starts``: a pretrained base and its texts, or without a registry a base of the demo's own
 - ``corpus``: the Python sources of this machine, as text
-- ``questions``: fine-tuning rows and a multiple-choice task, made of the same text
-- ``material``: the files that the stages read: texts, task, tokenizer, an untrained model
+- ``material``: the files that a base of its own is made from
+- ``samples``: what a model writes
+- ``table``: learned and forgotten, side by side
 - ``run``: all of it
 """

@@ -1,4 +1,4 @@
-"""The files that the demo's stages read: texts, a task, a tokenizer and an untrained model."""
+"""The files that a base of the demo's own is made of: texts, a tokenizer, an untrained model."""
 
 import hashlib
 import json
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress
-from deepen.demo import questions
 from deepen.demo.corpus import Corpus
-from deepen.demo.recipe import DemoRecipe
+from deepen.demo.recipe import SmallBase
 from deepen.growth.staging import staged
 
 if TYPE_CHECKING:
@@ -27,14 +26,12 @@ class Material:
     def __init__(self, folder: Path) -> None:
         """Name the files below a folder; make none."""
         self.folder = folder
-        self.training = folder / "training.jsonl"
-        self.held_out = folder / "held_out.jsonl"
-        self.rows = folder / "docstrings-training.jsonl"
-        self.tasks = folder / "tasks"
+        self.training = folder / "python-training.jsonl"
+        self.held_out = folder / "python-held-out.jsonl"
         self.untrained = folder / "untrained"
 
 
-def prepare(folder: Path, recipe: DemoRecipe, corpus: Corpus, progress: Progress) -> Material:
+def prepare(folder: Path, recipe: SmallBase, corpus: Corpus, progress: Progress) -> Material:
     """Make the files, unless an earlier run made the same ones.
 
     Args:
@@ -62,10 +59,6 @@ def prepare(folder: Path, recipe: DemoRecipe, corpus: Corpus, progress: Progress
         made = Material(staging)
         _write_texts(made.training, corpus.training)
         _write_texts(made.held_out, corpus.held_out)
-        questions.write_rows(made.rows, corpus.training)
-        made.tasks.mkdir()
-        home = Material(folder).tasks
-        questions.write_task(made.tasks, corpus.held_out, recipe.questions, seed=0, home=home)
         tokenizer = train_tokenizer(corpus.training, recipe.vocabulary)
         new_model(recipe, tokenizer.eos_token_id).save_pretrained(made.untrained)
         tokenizer.save_pretrained(made.untrained)
@@ -74,11 +67,11 @@ def prepare(folder: Path, recipe: DemoRecipe, corpus: Corpus, progress: Progress
     return Material(folder)
 
 
-def _key(recipe: DemoRecipe, corpus: Corpus) -> str:
+def _key(recipe: SmallBase, corpus: Corpus) -> str:
     """Return a hash of everything that decides what the files are."""
     packages = ("deepen", "torch", "transformers", "tokenizers")
     parts = {
-        "recipe": recipe.model_dump(mode="json", exclude={"base", "continued", "fine_tuning"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"steps", "sequences", "learning_rate"}),
         "corpus": corpus.fingerprint,
         "versions": {package: version(package) for package in packages},
     }
@@ -109,7 +102,7 @@ def train_tokenizer(texts: tuple[str, ...], vocabulary: int) -> "PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_DOCUMENT)
 
 
-def new_model(recipe: DemoRecipe, end_of_document: int, seed: int = 0) -> Any:  # noqa: ANN401
+def new_model(recipe: SmallBase, end_of_document: int, seed: int = 0) -> Any:  # noqa: ANN401
     """Build a small Llama with random weights, leaving the global random state as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

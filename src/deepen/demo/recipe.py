@@ -6,109 +6,142 @@ from pydantic import Field
 
 from deepen.records.record import Record
 
+Arms = tuple[dict[str, Any], ...]
 
-class Budget(Record):
-    """How long and how fast to train."""
 
+class SmallBase(Record):
+    """A base that the demo trains itself, where no pretrained one is to be had."""
+
+    file_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the machine's Python sources that is used."""
+    held_out_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of those files that nothing is ever trained on."""
+    vocabulary: int = Field(default=2048, ge=257)
+    """Size of the tokenizer: 256 bytes, the end of a document, and merges."""
+    sequence_length: int = Field(default=256, ge=2)
+    """Tokens in a training sequence."""
+    hidden: int = 160
+    """Width of the residual stream."""
+    ffn: int = 432
+    """Width of the FFN."""
+    blocks: int = 8
+    """Depth of the base."""
+    heads: int = 4
+    """Query heads."""
+    key_value_heads: int = 2
+    """KV heads; several query heads share one."""
+    embedding_scale: float = 2.5
+    """Factor on the embeddings' initial deviation of 0.02."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps, from random weights."""
+    sequences: int = Field(default=4, ge=1)
+    """Sequences in one step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+
+
+class Trial(Record):
+    """The study: every arm reads the same tokens of the new text."""
+
+    sequence_length: int = Field(ge=2)
+    """Tokens in a training sequence."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     sequences: int = Field(ge=1)
     """Sequences in one step."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
+    new_layers: int = Field(ge=1)
+    """Blocks that every method adds, in the top gaps."""
+    scored_tokens: int = Field(ge=1)
+    """Held-out tokens of each text that the loss is measured on."""
+    written_tokens: int = Field(ge=1)
+    """Tokens of a sample of what a model writes."""
+    arms: Arms
+    """Arms of the study, each with the learning rate that it has."""
 
 
-class DemoRecipe(Record):
-    """The whole demo."""
+class Numbers(Record):
+    """One size of the demo."""
 
-    file_share: float = Field(gt=0, le=1)
-    """Share of the machine's Python sources that is used."""
-    held_out_share: float = Field(gt=0, lt=1)
-    """Share of those files that nothing is ever trained on."""
-    vocabulary: int = Field(ge=257)
-    """Size of the tokenizer: 256 bytes, the end of a document, and merges."""
-    sequence_length: int = Field(ge=2)
-    """Tokens in a training sequence."""
-    hidden: int
-    """Width of the residual stream."""
-    ffn: int
-    """Width of the FFN."""
-    blocks: int
-    """Depth of the base."""
-    heads: int
-    """Query heads."""
-    key_value_heads: int
-    """KV heads; several query heads share one."""
-    embedding_scale: float = 2.5
-    """Factor on the embeddings' initial deviation of 0.02."""
-    base: Budget
-    """Training of the base, from random weights."""
-    new_layers: int
-    """Blocks that every method adds."""
-    continued: Budget
-    """Continual pre-training of every arm."""
-    fine_tuning: Budget
-    """Fine-tuning of every arm."""
-    scored_tokens: int
-    """Held-out tokens that perplexity is measured on."""
-    questions: int
-    """Questions of the multiple-choice task, as far as there are functions to ask for."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the study."""
-    arms: tuple[Any, ...] = (
-        "base",
-        "opt-deus",
-        {"method": "opt-deus", "options": {"fidelity": "published"}},
-        "avg-deus",
-        "solar",
-        "llama-pro",
-        "lesa",
-    )
-    """Arms of the study."""
+    small_base: SmallBase
+    """The base of its own."""
+    small: Trial
+    """The study on it."""
+    real: Trial | None
+    """The study on a pretrained base; ``None`` if it is never fetched."""
 
 
-FULL = DemoRecipe(
-    file_share=1.0,
-    held_out_share=0.05,
-    vocabulary=2048,
+def _arm(method: str, learning_rate: float, **more: object) -> dict[str, Any]:
+    """Write an arm out, its label the method and not its learning rate."""
+    label = " + ".join([method, *(key for key in more if key == "replay")])
+    return {"method": method, "label": label, "training": {"learning_rate": learning_rate}, **more}
+
+
+_REAL = Trial(
+    sequence_length=128,
+    steps=24,
+    sequences=4,
+    new_layers=3,
+    scored_tokens=1536,
+    written_tokens=30,
+    arms=(
+        _arm("base", 1e-4),
+        _arm("lora", 1e-3),
+        _arm("top-blocks", 3e-4),
+        _arm("opt-deus", 1e-3),
+        _arm("llama-pro", 1e-3),
+    ),
+)
+_SMALL = Trial(
     sequence_length=256,
-    hidden=160,
-    ffn=432,
-    blocks=8,
-    heads=4,
-    key_value_heads=2,
-    base=Budget(steps=1000, sequences=4, learning_rate=1e-3),
-    new_layers=4,
-    continued=Budget(steps=150, sequences=4, learning_rate=1e-3),
-    fine_tuning=Budget(steps=40, sequences=16, learning_rate=3e-4),
-    scored_tokens=32_768,
-    questions=200,
+    steps=60,
+    sequences=4,
+    new_layers=3,
+    scored_tokens=8192,
+    written_tokens=30,
+    arms=(
+        _arm("base", 1e-3),
+        _arm("lora", 3e-3),
+        _arm("top-blocks", 3e-3),
+        _arm("opt-deus", 3e-3),
+        _arm("llama-pro", 3e-3),
+    ),
 )
 
-FAST = FULL.model_copy(
-    update={
-        "base": Budget(steps=150, sequences=4, learning_rate=1e-3),
-        "continued": Budget(steps=30, sequences=4, learning_rate=1e-3),
-        "fine_tuning": Budget(steps=10, sequences=16, learning_rate=3e-4),
-        "scored_tokens": 8_192,
-        "questions": 40,
-    }
+FULL = Numbers(small_base=SmallBase(), small=_SMALL, real=_REAL)
+
+FAST = Numbers(
+    small_base=SmallBase(steps=150),
+    small=_SMALL.model_copy(update={"steps": 20, "scored_tokens": 4096}),
+    real=_REAL.model_copy(
+        update={
+            "steps": 12,
+            "scored_tokens": 1024,
+            "arms": (_REAL.arms[0], _REAL.arms[3]),
+        }
+    ),
 )
 
-TINY = DemoRecipe(
-    file_share=0.1,
-    held_out_share=0.2,
-    vocabulary=512,
-    sequence_length=64,
-    hidden=32,
-    ffn=64,
-    blocks=6,
-    heads=4,
-    key_value_heads=2,
-    base=Budget(steps=40, sequences=8, learning_rate=1e-2),
-    new_layers=2,
-    continued=Budget(steps=6, sequences=8, learning_rate=2e-3),
-    fine_tuning=Budget(steps=3, sequences=4, learning_rate=1e-3),
-    scored_tokens=1_024,
-    questions=8,
+TINY = Numbers(
+    small_base=SmallBase(
+        file_share=0.1,
+        held_out_share=0.2,
+        vocabulary=512,
+        sequence_length=64,
+        hidden=32,
+        ffn=64,
+        blocks=6,
+        steps=40,
+        sequences=8,
+        learning_rate=1e-2,
+    ),
+    small=Trial(
+        sequence_length=64,
+        steps=6,
+        sequences=8,
+        new_layers=2,
+        scored_tokens=1024,
+        written_tokens=8,
+        arms=_SMALL.arms,
+    ),
+    real=None,
 )

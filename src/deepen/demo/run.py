@@ -1,34 +1,42 @@
 """The demo from beginning to end, on the same stages as any study."""
 
+import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
+from deepen.alignment.measure import align
+from deepen.common.files import write_whole
+from deepen.common.progress import Progress
 from deepen.common.quiet import quiet_transformers
 from deepen.comparison.results import read_records
 from deepen.comparison.run import compare
 from deepen.comparison.study import Study
-from deepen.demo.corpus import read_corpus
-from deepen.demo.material import Material, prepare
-from deepen.demo.questions import TASK
-from deepen.demo.recipe import FAST, FULL, TINY, Budget, DemoRecipe
+from deepen.demo.recipe import FAST, FULL, TINY, Trial
+from deepen.demo.samples import continuation
+from deepen.demo.starts import Start, Tell, pretrained, self_made
+from deepen.demo.table import learned_and_forgotten, verdict
+from deepen.growth.grow import grow
+from deepen.records.alignment import AlignmentRecord
+from deepen.records.growth import GrowRequest
 from deepen.records.study import ArmRecord
-from deepen.records.training import TrainRecord
 from deepen.report import report, terminal
-from deepen.training.recipe import Recipe
-from deepen.training.run import train
+from deepen.verification.verify import verify
 
 Size = Literal["full", "fast", "tiny"]
-_RECIPES = {"full": FULL, "fast": FAST, "tiny": TINY}
+_NUMBERS = {"full": FULL, "fast": FAST, "tiny": TINY}
+_SAMPLES = "samples.txt"
+_SHOWN = "opt-deus"
 
 
 def demo(folder: Path, size: Size = "full", console: Console | None = None) -> list[ArmRecord]:
-    """Train a small base, grow it by every method, train every arm alike, score, report.
+    """Grow a base, prove it, and teach it and its alternatives a text that the base hardly knows.
 
-    Everything lies in ``folder`` afterwards. A second run finds the base, and a run that was
-    killed goes on where it was.
+    The base is a pretrained one of the Python registry, or without a registry a small one that is
+    trained here. Everything lies in ``folder`` afterwards. A second run finds what is there, and a
+    run that was killed goes on where it was.
 
     Args:
         folder: Where to work.
@@ -39,90 +47,108 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
         The study's records.
 
     Raises:
-        DeepenError: The machine has no Python sources.
+        DeepenError: There is neither a registry nor a Python with its own sources.
     """
-    console, recipe, started = console or Console(), _RECIPES[size], time.perf_counter()
+    console, numbers, began = console or Console(), _NUMBERS[size], time.perf_counter()
 
     def tell(sentence: str) -> None:
         console.print(sentence, markup=False, highlight=False)
 
     with quiet_transformers(), terminal.progress_bar() as progress:
-        corpus = read_corpus(recipe.file_share, recipe.held_out_share)
-        material = prepare(folder / "material", recipe, corpus, progress)
-        base = train(_base_recipe(recipe, material, folder), "cpt", progress=progress)
-        tell(_sentence(base, corpus.characters))
-        study = _study(recipe, material, folder)
+        start = pretrained(tell) if numbers.real else None
+        trial = numbers.real if start and numbers.real else numbers.small
+        start = start or self_made(folder, numbers.small_base, progress, tell)
+        _grow(start, trial, folder, progress, tell)
+        study = _study(start, trial, folder)
         compare(study, progress=progress, tell=tell)
+        records = read_records(Path(study.output))
+        samples = _samples(start, trial, study, folder)
         page = report(study.output)
-    records = read_records(Path(study.output))
     console.print()
-    console.print(terminal.arms(records))
-    questions = records[0].after.tasks[0].samples
-    tell(
-        f"Perplexity on held-out files before, after pre-training, and after fine-tuning (tuned); "
-        f"correct answers to {questions} questions which docstring belongs to a function (chance "
-        f"is 25 %). Every arm was trained on the same tokens in the same order; s are the seconds "
-        f"of pre-training. This run took {time.perf_counter() - started:.0f} s."
-    )
-    tell(f"\nReport: {page}\nTry next:\n  deepen plan {folder}/base/model\n  deepen methods")
+    console.print(learned_and_forgotten(records))
+    tell(f"\n{verdict(records)}\n\n{samples}")
+    tell(f"\nThis run took {time.perf_counter() - began:.0f} s. Report: {page}")
+    tell(f"Try next:\n  deepen inspect {folder}/grown --alignment\n  deepen plan {start.base}")
     return records
 
 
-def _section(budget: Budget, **more: object) -> dict[str, object]:
-    """Return the ``training`` section of a recipe."""
-    return {
-        "max_steps": budget.steps,
-        "batch_size": budget.sequences,
-        "learning_rate": budget.learning_rate,
-        "report_to": "none",
-        **more,
-    }
-
-
-def _base_recipe(recipe: DemoRecipe, material: Material, folder: Path) -> Recipe:
-    """Return what the base is trained with, from random weights."""
-    return Recipe.model_validate(
-        {
-            "model": str(material.untrained),
-            "data": {"path": str(material.training), "sequence_length": recipe.sequence_length},
-            "training": _section(recipe.base, trains="everything", log_every=20),
-            "seed": 1000,  # of no arm, so that arms do not begin with the same sequences
-            "output": str(folder / "base"),
-        }
+def _grow(start: Start, trial: Trial, folder: Path, progress: Progress, tell: Tell) -> None:
+    """Grow the base once for itself, and say what is true of the result before any training."""
+    out = folder / "grown"
+    request = GrowRequest(method=_SHOWN, new_layers=trial.new_layers, placement="top")
+    record = grow(start.base, out, request, overwrite=True, progress=progress)
+    tell(
+        f"grown     {record.base_depth} → {record.depth} blocks by {_SHOWN} in "
+        f"{record.wall_seconds:.1f} s, +{record.new_parameters / record.base_parameters:.0%} "
+        f"parameters"
     )
+    proof = verify(start.base, out, progress=progress)
+    failed = "" if proof.passed else " NOT"
+    tell(
+        f"verified  it computes{failed} what the base computes: max |Δlogit| = "
+        f"{proof.max_abs_logit_difference} on {proof.tokens} tokens"
+    )
+    tell(f"aligned   {_alignment(align(out, progress=progress))}")
 
 
-def _study(recipe: DemoRecipe, material: Material, folder: Path) -> Study:
-    """Return the study: every method and the un-grown base, on one budget."""
-    length = recipe.sequence_length
+def _alignment(record: AlignmentRecord) -> str:
+    """Say how well the parents of the new blocks align, beside what chance would give."""
+    said = []
+    for kind in ("neurons", "heads"):
+        parts = [part for block in record.blocks for part in block.parts if part.part == kind]
+        if parts:
+            match = sum(part.similarity_after for part in parts) / len(parts)
+            chance = sum(part.similarity_by_chance for part in parts) / len(parts)
+            said.append(f"{kind} {match:.2f} (chance {chance:.2f})")
+    return f"similarity of neighbouring blocks, matched one to one: {', '.join(said)}"
+
+
+def _study(start: Start, trial: Trial, folder: Path) -> Study:
+    """Return the study: every arm on one budget of new text."""
     return Study.model_validate(
         {
-            "base": str(folder / "base" / "model"),
-            "arms": recipe.arms,
-            "new_layers": recipe.new_layers,
-            "seeds": recipe.seeds,
-            "data": {"path": str(material.training), "sequence_length": length},
-            "training": _section(recipe.continued),
-            "fine_tuning": {
-                "data": {"path": str(material.rows), "sequence_length": length},
-                "training": _section(recipe.fine_tuning),
+            "title": f"Learning {start.new}",
+            "base": start.base,
+            "arms": [_placed(arm) for arm in trial.arms],
+            "new_layers": trial.new_layers,
+            "data": {"path": start.training, "sequence_length": trial.sequence_length},
+            "training": {
+                "max_steps": trial.steps,
+                "batch_size": trial.sequences,
+                "report_to": "none",
+                "save_every": trial.steps,
             },
             "evaluation": {
-                "perplexity": str(material.held_out),
-                "max_tokens": recipe.scored_tokens,
-                "tasks": [TASK],
-                "task_folders": [str(material.tasks)],
+                "new": start.held_out,
+                "old": start.kept,
+                "max_tokens": trial.scored_tokens,
+                "sequence_length": trial.sequence_length,
             },
+            "keep": "models",
             "output": str(folder / "study"),
         }
     )
 
 
-def _sentence(base: TrainRecord, characters: int) -> str:
-    """Say how the base came about."""
-    loss = base.curve[-1].loss_nats_per_token
-    return (
-        f"base: {base.parameters:,} parameters, trained for {base.wall_seconds:.0f} s on "
-        f"{base.tokens:,} tokens of {characters / 1e6:.1f} million characters of Python, "
-        f"loss {loss:.3f}"
-    )
+def _placed(arm: dict[str, Any]) -> dict[str, Any]:
+    """Put new blocks into the top gaps, where training them costs least."""
+    return arm | {"placement": "top"} if arm["method"] in ("opt-deus", "llama-pro") else arm
+
+
+def _samples(start: Start, trial: Trial, study: Study, folder: Path) -> str:
+    """Say what the base and trained models write; then let the arms' models go."""
+    kept = folder / _SAMPLES
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
+    lines = [f"“{start.prompt} …” goes on:"]
+    models: list[tuple[str, Path | str]] = [("before", start.base)]
+    for arm in study.all_arms:
+        if arm.method in ("base", _SHOWN):
+            models.append((arm.name, study.arm_folder(arm, study.seeds[0]) / "cpt" / "model"))
+    for name, model in models:
+        lines.append(f"  {name:9} {continuation(model, start.prompt, trial.written_tokens)}")
+    text = "\n".join(lines)
+    write_whole(kept, text)
+    for arm in study.all_arms:
+        shutil.rmtree(study.arm_folder(arm, study.seeds[0]))
+    return text

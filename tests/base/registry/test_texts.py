@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepen.base.registry import texts
+from deepen.base.registry import file_name, texts
 from deepen.base.registry.texts import RegistryText, cut, divided, text_file, translated_manual
 from deepen.common.errors import DeepenError
 
@@ -99,6 +99,11 @@ def test_a_part_is_a_file_that_is_made_once(
         "some-held-out.jsonl",
     ]
     assert "CC0" in (parts[0].parent / "README.md").read_text()
+
+
+def test_a_part_has_its_file_s_name_before_it_is_fetched() -> None:
+    assert file_name("registry:german/held-out") == "german-held-out.jsonl"
+    assert file_name("folder/some.txt") == "some.txt"
 
 
 def test_what_is_no_name_of_the_registry_is_itself() -> None:

