@@ -106,6 +106,18 @@ def test_a_part_has_its_file_s_name_before_it_is_fetched() -> None:
     assert file_name("folder/some.txt") == "some.txt"
 
 
+def test_conversations_are_rows_of_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": "user", "content": "où?"}, {"role": "assistant", "content": "là"}]
+    text = RegistryText("Talk", "CC0", lambda: "here", lambda: {"talk": turns})
+    monkeypatch.setattr(texts, "TEXTS", {"talk": text})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    parts = [text_file(f"registry:talk/{part}") for part in ("training", "choosing", "held-out")]
+    (line,) = [line for file in parts for line in file.read_text("utf-8").splitlines()]
+    assert json.loads(line) == {"messages": turns}
+
+
 def test_what_is_no_name_of_the_registry_is_itself() -> None:
     assert text_file("folder/some.txt") == Path("folder/some.txt")
 

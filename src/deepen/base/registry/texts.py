@@ -2,7 +2,7 @@
 
 ``registry:portuguese/training`` names a part of a text: ``training``, ``choosing`` for what is
 chosen by trying it, such as a learning rate, and ``held-out``. Each is a ``.jsonl`` file of
-documents.
+documents, or of conversations.
 """
 
 import ast
@@ -17,13 +17,16 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from deepen.base.registry import PREFIX, file_name, named
+from deepen.base.registry.conversations import Conversations, chitchat
 from deepen.base.registry.packages import Wheel, cache, fetched
 from deepen.common.errors import DeepenError, unknown
 
 Documents = Mapping[str, str]
 """Name → text."""
+DocumentT = TypeVar("DocumentT")
 
 _FORMAT = 1  # of what is written; another one is another place in the cache
 _LONGEST, _SHORTEST = 6000, 300  # characters of a document
@@ -41,7 +44,7 @@ class RegistryText:
     """Its licence."""
     source: Callable[[], str]
     """Tells what it is taken from, exactly."""
-    documents: Callable[[], Documents]
+    documents: Callable[[], Documents | Conversations]
     """Reads it."""
 
 
@@ -55,6 +58,9 @@ _MERCURIAL = Wheel(
         "--implementation=cp",
         "--abi=cp311",
     ),
+)
+_CHITCHAT = Wheel(
+    "chitchat-dataset", "0.9.0", "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e"
 )
 
 
@@ -90,7 +96,7 @@ def _made(name: str) -> Path:
         made = Path(temporary) / "text"
         made.mkdir()
         for part, documents in parts.items():
-            lines = (json.dumps({"text": document}, ensure_ascii=False) for document in documents)
+            lines = (json.dumps(_row(document), ensure_ascii=False) for document in documents)
             content = "".join(f"{line}\n" for line in lines)
             (made / file_name(f"{PREFIX}{name}/{part}")).write_text(
                 content, encoding="utf-8", newline="\n"
@@ -103,13 +109,18 @@ def _made(name: str) -> Path:
     return folder
 
 
-def divided(documents: Documents) -> dict[str, list[str]]:
+def _row(document: object) -> dict[str, object]:
+    """Return a line of the file: a document's text, or a conversation's messages."""
+    return {"text" if isinstance(document, str) else "messages": document}
+
+
+def divided(documents: Mapping[str, DocumentT]) -> dict[str, list[DocumentT]]:
     """Divide documents into parts by a hash of their names, so that one more moves no other.
 
     Returns:
         Part → its documents, in the order of their names.
     """
-    parts: dict[str, list[str]] = {part: [] for part in _PARTS}
+    parts: dict[str, list[DocumentT]] = {part: [] for part in _PARTS}
     for name in sorted(documents):
         draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         for part, share in _PARTS.items():
@@ -235,6 +246,16 @@ TEXTS: Mapping[str, RegistryText] = {
         licence="PSF License",
         source=_python_source,
         documents=_python_manual,
+    ),
+    "conversations": RegistryText(
+        title=(
+            "Small talk that pairs of people, mostly students, typed to each other in 2018 for the "
+            "Chit-Chat Challenge of Brigham Young University; whoever begins stands as the user, "
+            "the other one as the assistant"
+        ),
+        licence="MIT",
+        source=lambda: _CHITCHAT.pin,
+        documents=lambda: chitchat(fetched(_CHITCHAT)),
     ),
 }
 """Name → text."""
