@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepen.comparison.statistics import paired_differences
+from deepen.comparison.balance import front, paired_differences
+from deepen.comparison.statistics import fine_tuned
 from deepen.comparison.study import BASE
 from deepen.planning.plan import insert_after
 from deepen.records.alignment import AlignmentRecord, BlockAlignment, PartAlignment
 from deepen.records.evaluation import EvalRecord, TaskScore, TextScore
 from deepen.records.growth import BaseIdentity, GrowRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
-from deepen.records.training import LossPoint, StepTime, TrainRecord
+from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord
 
 VERSIONS = {"deepen": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}
 ARMS = [
@@ -258,6 +259,131 @@ def tuned(record: ArmRecord, index: int) -> ArmRecord:
     return record.model_copy(update={"fine_tuning": fine_tuning, "after_fine_tuning": scored})
 
 
+SIDED = {
+    "trained on": ("base", "reference", 0.63, -0.05),
+    "trained on (replay=0.25)": ("base", "alternative", 0.58, -0.16),
+    "lora": ("lora", "alternative", 0.52, -0.02),
+    "lora (replay=0.25)": ("lora", "alternative", 0.47, -0.11),
+    "top-blocks": ("top-blocks", "alternative", 0.515, -0.04),
+    "wider": ("wider", "alternative", 0.5, 0.01),
+    "opt-deus": ("opt-deus", "grown", 0.6, 0.02),
+    "opt-deus (replay=0.25)": ("opt-deus", "grown", 0.55, -0.09),
+    "llama-pro": ("llama-pro", "grown", 0.58, -0.01),
+    "avg-deus": ("avg-deus", "grown", 0.565, 0.05),
+    "solar": ("solar", "grown", -0.9, 1.7),
+    "random": ("random", "grown", 0.48, -0.03),
+}
+"""Arms of a study of new and old text: method, role, and about what is learned and forgotten."""
+NEW, OLD = (3.567, 3.9), (3.186, 2.4)
+"""Losses of the base on two new texts and two old ones."""
+
+
+def sided_scores(
+    model: str, gains: tuple[float, float], texts: int = 1, tasks: bool = False
+) -> EvalRecord:
+    """Make the record of an evaluation of new and old texts, and if asked for of tasks."""
+    plain = eval_record(model, 3.0, TASKS[:2] if tasks else (), 0)
+    learned, forgotten = gains
+    losses = {f"german_{i}.jsonl": ("new", NEW[i] - learned * (1 + i / 4)) for i in range(texts)}
+    losses |= {f"manuals_{i}.txt": ("old", OLD[i] + forgotten * (1 + i / 4)) for i in range(texts)}
+    scored = [
+        plain.texts[0].model_copy(
+            update={
+                "file": file,
+                "side": side,
+                "loss_nats_per_token": loss,
+                "token_perplexity": math.exp(loss),
+                "bits_per_byte": loss / math.log(2) / 4,
+            }
+        )
+        for file, (side, loss) in losses.items()
+    ]
+    sides = {TASKS[0]: ("new", 0.3 + learned / 4), TASKS[1]: ("old", 0.7 - forgotten / 5)}
+    of_tasks = [
+        task.model_copy(update={"side": sides[task.task][0], "value": sides[task.task][1]})
+        for task in plain.tasks
+    ]
+    return plain.model_copy(update={"texts": scored, "tasks": of_tasks})
+
+
+def sided_record(arm: str, seed: int, index: int, texts: int = 1, tasks: bool = False) -> ArmRecord:
+    """Make a line of records.jsonl of a study of new and old text."""
+    method, role, learned, forgotten = SIDED[arm]
+    record = arm_record(BASE if role != "grown" else arm, seed, index, ())
+    own = random.Random(f"{arm} {seed}")
+    shared = random.Random(f"order {seed}").gauss(0, 0.01)
+    gains = learned + shared + own.gauss(0, 0.004), forgotten + shared / 2 + own.gauss(0, 0.003)
+    train = record.train
+    recipe = {"seed": seed, "training": {"learning_rate": 1e-3 / 2 ** (index % 3)}}
+    update: dict[str, Any] = {"recipe": recipe, "sources": [source("new.jsonl", 1.0)]}
+    if "replay" in arm:
+        update["sources"] = [source("new.jsonl", 0.75), source("old.jsonl", 0.25)]
+    if method == "top-blocks":
+        update |= {"trainable_blocks": [12, 13, 14, 15], "trainable_parameters": 30_000_000}
+    if method in ("lora", "wider"):
+        recipe["training"] |= {"lora": {"rank": 8}} if method == "lora" else {"neurons": 64}
+        update |= {"trainable_parameters": 29_900_000}
+    kept = record.grow is None or record.grow.step.preserves_function
+    return record.model_copy(
+        update={
+            "arm": arm,
+            "role": role,
+            "method": method,
+            "train": train.model_copy(update=update),
+            "before": sided_scores("base", (0.0, 0.0) if kept else (-2.0, 2.0), texts, tasks),
+            "after": sided_scores(f"{arm} trained", gains, texts, tasks),
+        }
+    )
+
+
+def source(name: str, share: float) -> SourceRecord:
+    """Make the record of a source of training data."""
+    return SourceRecord(name=name, share=share, items=900, sequences=round(960 * share), tokens=9)
+
+
+def sided_study(
+    arms: Sequence[str] = tuple(SIDED),
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    texts: int = 1,
+    tasks: bool = False,
+) -> tuple[list[ArmRecord], StudySummary]:
+    """Make a whole study of new and old text, of ways to train the base and of grown models."""
+    records = [
+        sided_record(arm, seed, index, texts, tasks)
+        for seed in seeds
+        for index, arm in enumerate(arms)
+    ]
+    return records, summary_of(records, arms, seeds)
+
+
+def summary_of(
+    records: Sequence[ArmRecord], arms: Sequence[str], seeds: Sequence[int], **study: Any
+) -> StudySummary:
+    """Conclude from records what ``compare`` does."""
+    resolved: dict[str, Any] = {
+        "base": "./tiny-base",
+        "arms": [{"label": arm, "method": arm.partition(" ")[0]} for arm in arms],
+        "new_layers": 8,
+        "seeds": list(seeds),
+        "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
+        "evaluation": {"perplexity": ["held_out.txt"]},
+        "output": "runs/study",
+    }
+    own = [record for record in records if record.arm in arms]
+    return StudySummary(
+        study=resolved | study,
+        arms=list(arms),
+        roles={record.arm: record.role for record in records},
+        seeds=list(seeds),
+        differences=paired_differences(own, arms),
+        fine_tuned_differences=paired_differences(fine_tuned(own), arms),
+        front=front(own, arms),
+        fine_tuned_front=front(fine_tuned(own), arms),
+        versions=VERSIONS,
+    )
+
+
 def study(
     arms: Sequence[str] = ARMS, seeds: Sequence[int] = (0, 1, 2), tasks: Sequence[str] = TASKS
 ) -> tuple[list[ArmRecord], StudySummary]:
@@ -265,24 +391,7 @@ def study(
     records = [
         arm_record(arm, seed, index, tasks) for seed in seeds for index, arm in enumerate(arms)
     ]
-    resolved: dict[str, Any] = {
-        "base": "./tiny-base",
-        "arms": [{"label": arm, "method": arm.partition(" ")[0]} for arm in arms],
-        "new_layers": 8,
-        "seeds": list(seeds),
-        "training": {"max_steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-3},
-        "evaluation": {"perplexity": ["held_out.txt"], "tasks": list(tasks)},
-        "output": "runs/study",
-    }
-    summary = StudySummary(
-        study=resolved,
-        arms=list(arms),
-        roles={record.arm: record.role for record in records},
-        seeds=list(seeds),
-        differences=paired_differences(records, arms),
-        versions=VERSIONS,
-    )
-    return records, summary
+    return records, summary_of(records, arms, seeds)
 
 
 def write(folder: Path, records: Sequence[ArmRecord], summary: StudySummary) -> Path:

@@ -7,6 +7,7 @@ from scipy import stats
 
 import studies
 from deepen.comparison import statistics as aggregate
+from deepen.comparison.balance import paired_differences
 
 
 def test_paired_intervals_are_scipy_s():
@@ -32,7 +33,7 @@ def test_one_seed_has_no_interval():
 def test_only_seeds_that_both_arms_have_are_paired():
     records, _ = studies.study(seeds=(0, 1, 2))
     missing = [r for r in records if not (r.arm == "lesa" and r.seed == 1)]
-    differences = aggregate.paired_differences(missing, studies.ARMS)
+    differences = paired_differences(missing, studies.ARMS)
     assert {d.seeds for d in differences if "lesa" in (d.arm, d.other)} == {2}
     assert {d.seeds for d in differences if "lesa" not in (d.arm, d.other)} == {3}
     assert len({(d.arm, d.other) for d in differences}) == 6 + 15

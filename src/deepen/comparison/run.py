@@ -13,13 +13,14 @@ from deepen.common.settings import read_yaml, write_yaml
 from deepen.common.system import versions
 from deepen.comparison.arm import Arm
 from deepen.comparison.arms import SCORES
+from deepen.comparison.balance import front, paired_differences
 from deepen.comparison.parallel.processes import Call, CallError, run_apart
 from deepen.comparison.parallel.sharing import Environment, gpus, slots
 from deepen.comparison.parallel.worker import run_arm_apart, search_apart
 from deepen.comparison.rates import SEARCH, best_rate, searched
 from deepen.comparison.results import RATES, RECORDS, SUMMARY, read_rates, read_records
 from deepen.comparison.settle import settle
-from deepen.comparison.statistics import fine_tuned, paired_differences
+from deepen.comparison.statistics import fine_tuned
 from deepen.comparison.study import ARMS, Study, checked, difference
 from deepen.records.study import ArmRecord, StudySummary
 
@@ -120,6 +121,8 @@ def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySumm
         seeds=study.seeds,
         differences=paired_differences(own, names),
         fine_tuned_differences=paired_differences(fine_tuned(own), names),
+        front=front(own, names),
+        fine_tuned_front=front(fine_tuned(own), names),
         versions=versions(),
     )
     write_whole(folder / SUMMARY, summary.model_dump_json(indent=2) + "\n")

@@ -1,21 +1,25 @@
-"""What a study's records say together: scores, means over seeds, paired differences.
+"""What a study's records say together: scores, means over seeds, intervals, curves, cost.
 
-All statistics of a study are here, as pure functions of records; the report only shows them.
+All statistics of a study are pure functions of records, here and in ``balance`` and ``pooling``;
+the report only shows them.
 """
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
-from deepen.records.evaluation import EvalRecord
-from deepen.records.study import ArmRecord, PairedDifference
-from deepen.records.training import LossPoint
+from deepen.records.evaluation import EvalRecord, Side
+from deepen.records.study import ArmRecord
+from deepen.records.training import LossPoint, TrainRecord
 
 CONFIDENCE = 0.95
 """Of all intervals."""
+SHARES = ("acc", "acc_norm", "exact_match", "f1")
+"""Metrics of tasks that lie between 0 and 1, the more the better."""
+_PREFERRED = ("acc", "acc_norm", "word_perplexity", "exact_match")
+"""The metric that stands for a task: the first of these that it has."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Score:
     """What came out."""
     higher_is_better: bool
     """Direction."""
+    side: Side | None = None
+    """Whether it tells of what is new to the base or of what is old."""
 
     @property
     def name(self) -> str:
@@ -72,14 +78,30 @@ def scores(evaluation: EvalRecord) -> list[Score]:
     scores = []
     for text in evaluation.texts:
         for metric in ("token_perplexity", "loss_nats_per_token", "bits_per_byte"):
-            scores.append(Score("text", text.file, metric, getattr(text, metric), False))
+            value = getattr(text, metric)
+            scores.append(Score("text", text.file, metric, value, False, text.side))
     for task in evaluation.tasks:
-        scores.append(Score("task", task.task, task.metric, task.value, task.higher_is_better))
+        given = (task.task, task.metric, task.value, task.higher_is_better, task.side)
+        scores.append(Score("task", *given))
     accuracies = [score.value for score in scores if score.kind == "task" and score.metric == "acc"]
     if len(accuracies) > 1:
         mean = statistics.fmean(accuracies)
         scores.append(Score("task", f"{len(accuracies)} tasks", "mean acc", mean, True))
     return scores
+
+
+def main_metrics(evaluation: EvalRecord) -> list[Score]:
+    """Return one score of each task, the metric that stands for it."""
+    tasks: dict[str, list[Score]] = {}
+    for score in scores(evaluation):
+        if score.kind == "task":
+            tasks.setdefault(score.subject, []).append(score)
+    return [min(metrics, key=_preference) for metrics in tasks.values()]
+
+
+def _preference(score: Score) -> int:
+    """Return the rank of a metric."""
+    return _PREFERRED.index(score.metric) if score.metric in _PREFERRED else len(_PREFERRED)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -134,43 +156,6 @@ def fine_tuned(records: Iterable[ArmRecord]) -> list[ArmRecord]:
     ]
 
 
-def paired_differences(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[PairedDifference]:
-    """Compare every arm with the reference, and every arm with every later one, in every score.
-
-    Only the seeds that both arms have count.
-
-    Args:
-        records: Lines of records.jsonl.
-        arms: Labels in the order of the study.
-    """
-    values = {
-        (record.arm, record.seed): {score.name: score.value for score in scores(record.after)}
-        for record in records
-    }
-    base = reference(records)
-    others = [arm for arm in arms if arm != base]
-    pairs = [(arm, base) for arm in others if base is not None] + list(combinations(others, 2))
-    differences = []
-    for arm, other in pairs:
-        seeds = sorted(s for a, s in values if a == arm and (other, s) in values)
-        for name in values[arm, seeds[0]] if seeds else ():
-            mean, low, high = interval(
-                [values[arm, seed][name] - values[other, seed][name] for seed in seeds]
-            )
-            differences.append(
-                PairedDifference(
-                    arm=arm,
-                    other=other,
-                    score=name,
-                    seeds=len(seeds),
-                    mean=mean,
-                    low=low,
-                    high=high,
-                )
-            )
-    return differences
-
-
 def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
     """Summarise how large one arm's new hidden weights are beside those of the upper parents.
 
@@ -185,6 +170,38 @@ def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
     return {role: statistics.median(ratios) for role, ratios in by_role.items()}
 
 
+def flops(run: TrainRecord) -> float:
+    """Return the model FLOPs that a training run spent, by our own formula."""
+    return run.flops_per_token * run.tokens
+
+
+def seconds(run: TrainRecord) -> float:
+    """Return how long a run took, the first pass through a frozen trunk included."""
+    return run.wall_seconds + (run.trunk.seconds if run.trunk else 0.0)
+
+
+def same_tokens(run: TrainRecord, other: TrainRecord) -> bool:
+    """Whether two runs of one seed read the same sequences, as far as the shorter one goes.
+
+    They do unless one of them replays other text.
+    """
+    ours, theirs = ([(s.name, s.share) for s in one.sources] for one in (run, other))
+    return ours == theirs
+
+
+def mean_losses(run: TrainRecord, parts: int = 4) -> list[float]:
+    """Return the mean training loss of a run, the area under its curve, and that of its parts.
+
+    Args:
+        run: A run of at least one point.
+        parts: How many equal stretches of the run follow the whole; those without a point are NaN.
+    """
+    losses = [point.loss_nats_per_token for point in run.curve]
+    count = len(losses)
+    stretches = [losses[i * count // parts : (i + 1) * count // parts] for i in range(parts)]
+    return [statistics.fmean(part) if part else math.nan for part in (losses, *stretches)]
+
+
 def loss_curve(records: Sequence[ArmRecord]) -> list[CurvePoint]:
     """Return the training loss of one arm over its seeds, at the steps that all of them have."""
     return _curve([{point.step: point for point in record.train.curve} for record in records])
@@ -194,12 +211,12 @@ def loss_against(records: Sequence[ArmRecord], others: Sequence[ArmRecord]) -> l
     """Return the training loss of one arm minus another's on the same tokens, paired by seed.
 
     Both have read the same sequences up to every step, so that the difference is free of the noise
-    that the data's order makes.
+    that the data's order makes; runs that have not, one of which replays, are left out.
     """
     by_seed = {record.seed: record for record in others}
     differences = []
     for record in records:
-        if record.seed not in by_seed:
+        if record.seed not in by_seed or not same_tokens(record.train, by_seed[record.seed].train):
             continue
         theirs = {p.step: p.loss_nats_per_token for p in by_seed[record.seed].train.curve}
         differences.append(

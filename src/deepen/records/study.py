@@ -55,7 +55,8 @@ class PairedDifference(Record):
     other: str
     """The arm that is subtracted."""
     score: str
-    """For example ``loss_nats_per_token on held_out.txt`` or ``acc of piqa``."""
+    """For example ``loss_nats_per_token on held_out.txt``, ``acc of piqa``, ``learned``, or
+    ``forgotten on old.txt``."""
     seeds: int
     """Number of pairs."""
     mean: float
@@ -84,5 +85,10 @@ class StudySummary(Record):
     """Every arm against the reference, and every arm against every later one, after training."""
     fine_tuned_differences: list[PairedDifference] = Field(default_factory=list)
     """The same after fine-tuning, where the study has it."""
+    front: list[str] = Field(default_factory=list)
+    """Labels of the arms that no other beats both in what is learned and in what is forgotten, by
+    their means over seeds; none where not both are measured."""
+    fine_tuned_front: list[str] = Field(default_factory=list)
+    """The same after fine-tuning."""
     versions: dict[str, str]
     """Software."""

@@ -10,8 +10,6 @@ from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
 from deepen.report.bars import is_clear, written
 
-_PREFERRED = ("acc", "acc_norm", "word_perplexity", "exact_match")
-"""The metric of a task that the main table shows: the first of these that it has."""
 _SHOWN_OF_TEXTS = ("token_perplexity", "loss_nats_per_token")
 
 
@@ -43,16 +41,7 @@ def main_scores(evaluation: EvalRecord) -> list[Score]:
     """Choose what the main table shows: perplexity and loss of texts, one metric of each task."""
     scores = aggregate.scores(evaluation)
     texts = [s for s in scores if s.kind == "text" and s.metric in _SHOWN_OF_TEXTS]
-    tasks: dict[str, list[Score]] = {}
-    for score in scores:
-        if score.kind == "task":
-            tasks.setdefault(score.subject, []).append(score)
-    return texts + [min(metrics, key=_preference) for metrics in tasks.values()]
-
-
-def _preference(score: Score) -> int:
-    """Return the rank of a metric."""
-    return _PREFERRED.index(score.metric) if score.metric in _PREFERRED else len(_PREFERRED)
+    return texts + aggregate.main_metrics(evaluation)
 
 
 def heading(score: Score) -> str:
