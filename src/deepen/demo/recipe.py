@@ -78,7 +78,7 @@ def _arm(method: str, learning_rate: float, **more: object) -> dict[str, Any]:
 
 _REAL = Trial(
     sequence_length=128,
-    steps=24,
+    steps=16,
     sequences=4,
     new_layers=3,
     scored_tokens=1536,
@@ -114,7 +114,7 @@ FAST = Numbers(
     small=_SMALL.model_copy(update={"steps": 20, "scored_tokens": 4096}),
     real=_REAL.model_copy(
         update={
-            "steps": 12,
+            "steps": 10,
             "scored_tokens": 1024,
             "arms": (_REAL.arms[0], _REAL.arms[3]),
         }

@@ -17,7 +17,8 @@ from deepen.training.run import train
 
 Tell = Callable[[str], None]
 
-_MODEL, _NEW, _OLD = "smollm2", "portuguese", "english"
+_MODEL, _NEW, _OLD = "smollm2", "portuguese", "questions"
+_PROSE = "english"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def self_made(folder: Path, numbers: SmallBase, progress: Progress, tell: Tell) 
     return Start(
         base=str(folder / "base" / "model"),
         is_pretrained=False,
-        new=TEXTS[_OLD].title,
-        training=f"registry:{_OLD}/training",
-        held_out=f"registry:{_OLD}/held-out",
+        new=TEXTS[_PROSE].title,
+        training=f"registry:{_PROSE}/training",
+        held_out=f"registry:{_PROSE}/held-out",
         old="sources of the Python standard library",
         kept=str(material.held_out),
         prompt="The following sections describe how a class is",

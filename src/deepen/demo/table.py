@@ -65,5 +65,6 @@ def verdict(records: Sequence[ArmRecord]) -> str:
         f"{most.arm} learned most, {least.arm} forgot least; no other arm is better on both texts "
         f"than {front}. Losses are nats per token on {records[0].after.texts[0].tokens:,} held-out "
         f"tokens of each text; all arms read the same {records[0].train.tokens:,} tokens of new "
-        f"text once, in the same order. One seed and a short run: a study of your own needs more."
+        f"text once, in the same order. One seed, a short "
+        f"run and learning rates that nobody searched for: a study of your own needs more."
     )

@@ -135,9 +135,12 @@ def test_a_wrong_name_is_one_sentence(path: str, sentence: str) -> None:
         text_file(path)
 
 
-def test_this_python_s_manual_is_english_prose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", ["english", "questions"])
+def test_what_is_installed_already_needs_no_registry(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    rows = text_file("registry:english/training").read_text(encoding="utf-8")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    rows = text_file(f"registry:{text}/training").read_text(encoding="utf-8")
     assert rows.count(" the ") > 1000

@@ -8,6 +8,7 @@ documents, or of conversations.
 import ast
 import gettext
 import hashlib
+import importlib.util
 import inspect
 import io
 import json
@@ -30,6 +31,7 @@ DocumentT = TypeVar("DocumentT")
 
 _FORMAT = 1  # of what is written; another one is another place in the cache
 _LONGEST, _SHORTEST = 6000, 300  # characters of a document
+_WORKED_EXAMPLES = ("tasks", "mmlu", "flan_cot_fewshot", "_cot_prompts.json")
 _PARTS = {"held-out": 0.12, "choosing": 0.08, "training": 0.8}
 """Part → share of the documents."""
 
@@ -226,6 +228,30 @@ def _python_source() -> str:
     return f"pydoc_data.topics, as it comes with this Python, {digest[:12]}"
 
 
+def _worked_examples() -> Documents:
+    """Read the worked examples that lm-evaluation-harness has for MMLU."""
+    prompts = json.loads(_worked_examples_file().read_text(encoding="utf-8"))
+    return dict(
+        document
+        for subject, prompt in prompts.items()
+        for document in cut(subject, prompt.strip().split("\n\n"))
+    )
+
+
+def _worked_examples_source() -> str:
+    """Name the harness's file, which may differ between versions."""
+    digest = hashlib.sha256(_worked_examples_file().read_bytes()).hexdigest()
+    return f"lm_eval, {'/'.join(_WORKED_EXAMPLES)}, {digest[:12]}"
+
+
+def _worked_examples_file() -> Path:
+    """Find the file without running the harness, which takes seconds."""
+    found = importlib.util.find_spec("lm_eval")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent.joinpath(*_WORKED_EXAMPLES)
+
+
 _GPL = "GNU General Public License, version 2 or later"
 
 TEXTS: Mapping[str, RegistryText] = {
@@ -256,6 +282,12 @@ TEXTS: Mapping[str, RegistryText] = {
         licence="MIT",
         source=lambda: _CHITCHAT.pin,
         documents=lambda: chitchat(fetched(_CHITCHAT)),
+    ),
+    "questions": RegistryText(
+        title="Questions of MMLU's 57 subjects, answered step by step",
+        licence="MIT License",
+        source=_worked_examples_source,
+        documents=_worked_examples,
     ),
 }
 """Name → text."""
