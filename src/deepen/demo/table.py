@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from deepen.comparison.balance import front
 from deepen.records.evaluation import EvalRecord, Side
 from deepen.records.study import ArmRecord
 from deepen.report.terminal import columns, size
@@ -43,28 +44,16 @@ def learned_and_forgotten(records: Sequence[ArmRecord]) -> Table:
     return table
 
 
-def unbeaten(records: Sequence[ArmRecord]) -> list[str]:
-    """Name the arms that no other arm beats in one loss without losing in the other."""
-
-    def scores(record: ArmRecord) -> tuple[float, float]:
-        return loss_on(record.after, "new"), loss_on(record.after, "old")
-
-    def beats(one: ArmRecord, other: ArmRecord) -> bool:
-        pairs = list(zip(scores(one), scores(other), strict=True))
-        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
-
-    return [r.arm for r in records if not any(beats(other, r) for other in records)]
-
-
 def verdict(records: Sequence[ArmRecord]) -> str:
     """Say who learned most, who forgot least, and how little one seed shows."""
     most = min(records, key=lambda record: loss_on(record.after, "new"))
     least = min(records, key=lambda record: loss_on(record.after, "old"))
-    front = ", ".join(unbeaten(records))
+    unbeaten = ", ".join(front(records, [record.arm for record in records]))
+    first = records[0]
     return (
         f"{most.arm} learned most, {least.arm} forgot least; no other arm is better on both texts "
-        f"than {front}. Losses are nats per token on {records[0].after.texts[0].tokens:,} held-out "
-        f"tokens of each text; all arms read the same {records[0].train.tokens:,} tokens of new "
-        f"text once, in the same order. One seed, a short "
-        f"run and learning rates that nobody searched for: a study of your own needs more."
+        f"than {unbeaten}. Losses are nats per token on {first.after.texts[0].tokens:,} held-out "
+        f"tokens of each text; all arms read the same {first.train.tokens:,} tokens of new text "
+        f"once, in the same order. One seed, a short run and learning rates that nobody searched "
+        f"for: a study of your own needs more."
     )
