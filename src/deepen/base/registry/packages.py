@@ -71,7 +71,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     )
     files = list(folder.glob("*.whl"))
     if run.returncode or len(files) != 1:
-        said = [line for line in run.stderr.splitlines() if "rror" in line or "No module" in line]
+        said = [line for line in run.stderr.splitlines() if "ERROR" in line or "No module" in line]
         reason = (said or ["pip gave no file"])[-1].strip().removeprefix("ERROR: ")[:200]
         raise DeepenError(
             f"{wheel.pin} could not be fetched from the Python registry ({reason}); try again "
