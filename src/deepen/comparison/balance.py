@@ -75,13 +75,13 @@ def changes(record: ArmRecord, before: EvalRecord) -> list[Change]:
         record: The run.
         before: What the base scored before training.
     """
-    start = {score.name: score for score in _sided(before)}
+    start = {score.name: score for score in sided_scores(before)}
     found = [
         Change(score.side, score.kind, score.subject, _change(start[score.name], score))
-        for score in _sided(record.after)
+        for score in sided_scores(record.after)
         if score.side is not None and score.name in start
     ]
-    shares = {score.subject for score in _sided(record.after) if score.metric in SHARES}
+    shares = {score.subject for score in sided_scores(record.after) if score.metric in SHARES}
     means = []
     for side in ("new", "old"):
         for kind in ("text", "task"):
@@ -96,7 +96,7 @@ def changes(record: ArmRecord, before: EvalRecord) -> list[Change]:
     return [*means, *found]
 
 
-def _sided(evaluation: EvalRecord) -> list[Score]:
+def sided_scores(evaluation: EvalRecord) -> list[Score]:
     """List the scores that have a side: the loss on each text, one metric of each task."""
     texts = [s for s in scores(evaluation) if s.metric == "loss_nats_per_token"]
     return [score for score in [*texts, *main_metrics(evaluation)] if score.side is not None]

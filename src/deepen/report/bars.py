@@ -8,6 +8,9 @@ from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
 from deepen.report.scale import Scale, Tick, around
 
+_DOES: Mapping[str, str] = {"frozen": "frozen", "trained": "trained", "partly": "trained in part"}
+"""Kind of a kept block → what it does in training."""
+
 
 @dataclass(frozen=True)
 class Strip:
@@ -31,7 +34,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Strips:
-    """Differences of all arms to the base in one score."""
+    """Differences of all arms to the reference in one score."""
 
     title: str
     """The score."""
@@ -129,39 +132,47 @@ def written(difference: PairedDifference, metric: str) -> str:
 def stacks(records: Sequence[ArmRecord], arms: Sequence[str]) -> list[Bar]:
     """Draw the blocks of every arm: kept and frozen, kept and trained, new."""
     first = {arm: aggregate.of_arm(records, arm)[0] for arm in arms}
-    depths = [r.grow.base_depth for r in first.values() if r.grow]
-    plans = {arm: _plan(record, depths) for arm, record in first.items()}
+    depth = base_depth(records)
+    plans = {a: r.grow.step.plan if r.grow else list(range(depth)) for a, r in first.items()}
     width = 100 / max(1, *(len(plan) for plan in plans.values()))
     bars = []
     for index, arm in enumerate(arms):
         trained = set(first[arm].train.trainable_blocks)
         new = [i for i, entry in enumerate(plans[arm]) if isinstance(entry, list)]
-        depth = f"{len(plans[arm])} blocks"
+        kind = "partly" if is_partial(first[arm]) else "trained"
         bars.append(
             Bar(
                 arm=index,
                 label=arm,
                 segments=[
-                    _segment(i, entry, i in trained, width) for i, entry in enumerate(plans[arm])
+                    _segment(i, entry, kind if i in trained else "frozen", width)
+                    for i, entry in enumerate(plans[arm])
                 ],
-                written=depth + (f", new: {text.blocks(new)}" if new else ", none new"),
+                written=f"{len(plans[arm])} blocks, "
+                + (f"new: {text.blocks(new)}" if new else "none new"),
             )
         )
     return bars
 
 
-def _plan(record: ArmRecord, base_depths: Sequence[int]) -> list[int | list[int | float]]:
-    """Return an arm's plan; the base's own is to keep every block."""
-    if record.grow is not None:
-        return record.grow.step.plan
-    return list(range(base_depths[0] if base_depths else len(record.train.trainable_blocks)))
+def base_depth(records: Sequence[ArmRecord]) -> int:
+    """Return how many blocks the base has, or of how many one is known to be trained."""
+    depths = [record.grow.base_depth for record in records if record.grow]
+    trained = [block + 1 for record in records for block in record.train.trainable_blocks]
+    return depths[0] if depths else max(trained, default=0)
 
 
-def _segment(index: int, entry: int | list[int | float], trained: bool, width: float) -> Segment:
+def is_partial(record: ArmRecord) -> bool:
+    """Whether only a part of each trained block was: adapters, or single neurons."""
+    training = record.train.recipe.get("training", {})
+    return bool(training.get("lora") or training.get("neurons"))
+
+
+def _segment(index: int, entry: int | list[int | float], kind: str, width: float) -> Segment:
     """Draw one block."""
     if isinstance(entry, int):
-        kind = "trained" if trained else "frozen"
-        title = f"block {index}: the base's block {entry}, {kind}"
+        does = _DOES[kind]
+        title = f"block {index}: the base's block {entry}, {does}"
     else:
         kind, (below, above, t) = "new", entry
         made = f"copy of {below:g}" if below == above else f"between {below:g} and {above:g}"

@@ -77,7 +77,7 @@ def loss_chart(
 
 
 def difference_chart(records: Sequence[ArmRecord], arms: Sequence[str]) -> Chart | None:
-    """Draw the training loss of every arm minus the base's on the same tokens."""
+    """Draw the training loss of every arm minus the reference's on the same tokens."""
     base = aggregate.reference(records)
     theirs = [record for record in records if record.arm == base]
     curves = {
@@ -85,7 +85,7 @@ def difference_chart(records: Sequence[ArmRecord], arms: Sequence[str]) -> Chart
         for arm in arms
         if arm != base
     }
-    title = "Loss against tokens, minus the base's loss on the same tokens"
+    title = f"Loss against tokens, minus that of {base} on the same tokens"
     y_title = "difference, nats per token"
     return _chart(curves, arms, lambda p: p.tokens, title, "tokens", y_title, zero=True)
 

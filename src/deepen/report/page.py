@@ -1,6 +1,6 @@
 """Everything that the two templates show, gathered from records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,10 +12,13 @@ from deepen.comparison.statistics import Score
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.report import bars, curves, tables, text
 from deepen.report.alignment import alignment
+from deepen.report.balance import ROLES, balance, rates
 from deepen.report.tables import Cell, Results, Table
 
 _COMMON_NAMES = {"base", "checkpoint", "grown", "model", "output", "run", "runs", "study"}
 """Names that half of all folders have."""
+_NAMED = 3
+"""How many other ways to train the base the title names."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Headline:
     value: str
     """Its mean after training."""
     against: str
-    """How it compares with the base, in a sentence."""
+    """How it compares with the reference, in a sentence."""
 
 
 def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, Any]:
@@ -50,7 +53,18 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     ]
     tuned = Results(aggregate.fine_tuned(records), arms, summary.fine_tuned_differences)
     complete = len(tuned.records) == len(records)
+    balances = [balance(results, summary.front, "after training")]
+    if complete:
+        balances.append(balance(tuned, summary.fine_tuned_front, "after fine-tuning"))
+    pairs = [(str(arm), str(other)) for arm, other in summary.study.get("pairs") or []]
     return {
+        "balances": [one for one in balances if one is not None],
+        "reference": results.base,
+        "roles": [(role, name) for role, name in ROLES.items() if role in summary.roles.values()],
+        "terms": _terms(records, summary),
+        "named_pairs": results.chosen_pairs(pairs, shown, "Pairs that the study names"),
+        "stretches": tables.stretches(records, arms),
+        "rates": rates(summary),
         "tuned": tuned.together(main, "After fine-tuning") if complete else None,
         "title": _title(records, summary),
         "facts": _facts(records, summary),
@@ -86,10 +100,36 @@ def _title(records: Sequence[ArmRecord], summary: StudySummary) -> str:
     if study.get("title"):
         return str(study["title"])
     base = study.get("base") or next((r.grow.step.base.name for r in records if r.grow), "base")
-    grown = len(summary.arms) - 1
-    ways = "in 1 way" if grown == 1 else f"in {grown} ways"
-    title = f"{_name(str(base))}, grown and trained {ways}"
+    grown = [arm for arm in summary.arms if summary.roles[arm] == "grown"]
+    others = [arm for arm in summary.arms if summary.roles[arm] == "alternative"]
+    ways = len(grown or summary.arms)
+    title = f"{_name(str(base))}, {'grown and ' * bool(grown)}trained in {ways} "
+    title += "way" if ways == 1 else "ways"
+    if grown and others:
+        named = ", ".join(others[:_NAMED]) if len(others) <= _NAMED else f"{len(others)} others"
+        title += f", beside {named}"
     return f"{_name(str(study['output']))}: {title}" if study.get("output") else title
+
+
+def _terms(records: Sequence[ArmRecord], summary: StudySummary) -> list[str]:
+    """Say on what terms arms were trained, and which of them the others are held to."""
+    sources = [[source.share for source in record.train.sources] for record in records]
+    mixed = len({tuple(shares) for shares in sources}) > 1
+    seeds = ", the same for all arms of a seed" if len(summary.seeds) > 1 else ""
+    terms = [f"Every arm was trained on the same tokens in the same order{seeds}."]
+    if summary.study.get("budget") == "flops":
+        terms = [
+            f"Every arm had the FLOPs of the reference, so that one that costs less for a token "
+            f"was trained on more of them, in the same order{seeds}."
+        ]
+    if mixed:
+        terms.append("Arms that replay took a part of their sequences from old text instead.")
+    base = aggregate.reference(records)
+    if base is None:
+        terms.append("The base, trained on, which the others are held to, has no record yet.")
+    else:
+        terms.append(f"The others are held to the base, trained on (“{base}”).")
+    return terms
 
 
 def _name(path: str) -> str:
@@ -104,8 +144,8 @@ def _facts(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[st
     train = records[0].train
     grown = sorted({(r.grow.base_depth, r.grow.depth) for r in records if r.grow})
     facts = [
-        ("tokens for every arm", text.count(train.tokens)),
-        ("steps", f"{train.steps:,}".replace(",", "\N{THIN SPACE}")),
+        ("tokens for every arm", _range([r.train.tokens for r in records], text.count)),
+        ("steps", _range([r.train.steps for r in records], lambda n: text.fixed(n, 0))),
         ("sequence length", str(train.sequence_length)),
         ("seeds", ", ".join(map(str, summary.seeds))),
         ("arithmetic", f"{train.precision} on {train.device}"),
@@ -117,6 +157,12 @@ def _facts(records: Sequence[ArmRecord], summary: StudySummary) -> list[tuple[st
         depths = ", ".join(f"{before} → {after}" for before, after in grown)
         facts.insert(0, ("blocks", depths))
     return facts
+
+
+def _range(values: Sequence[int], write: Callable[[float], str]) -> str:
+    """Write a number, or the least and the most of several."""
+    least, most = min(values), max(values)
+    return write(least) if least == most else f"{write(least)} to {write(most)}"
 
 
 def _missing(records: Sequence[ArmRecord], summary: StudySummary) -> list[str]:
@@ -138,11 +184,11 @@ def _headline(results: Results, score: Score) -> Headline:
     value = text.score(score.metric, results.mean(best, score))
     difference = results.against_base(best, score)
     if best == results.base:
-        against = "The un-grown base, trained on the same tokens."
+        against = "The base, trained on."
     elif difference is None:
-        against = "There is no base to compare with yet."
+        against = "There is nothing to compare with yet."
     else:
-        against = f"{bars.written(difference, score.metric)} against the base"
+        against = f"{bars.written(difference, score.metric)} against {results.base}"
         if difference.low is None:
             against += "; one seed, no interval."
         elif bars.is_clear(difference):

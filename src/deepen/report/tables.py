@@ -8,9 +8,18 @@ from deepen.comparison.statistics import Score
 from deepen.records.evaluation import EvalRecord
 from deepen.records.study import ArmRecord, PairedDifference
 from deepen.report import text
-from deepen.report.bars import is_clear, written
+from deepen.report.bars import base_depth, is_clear, written
 
 _SHOWN_OF_TEXTS = ("token_perplexity", "loss_nats_per_token")
+_PARTS = 4
+"""Stretches of a run whose training losses are compared."""
+GAINS = {
+    "learned": "loss_nats_per_token",
+    "forgotten": "loss_nats_per_token",
+    "learned in tasks": "mean acc",
+    "forgotten in tasks": "mean acc",
+}
+"""What is learned and forgotten on the mean → the metric that it is written as."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,14 @@ class Results:
         sign = -1 if score.higher_is_better else 1
         return min(self.arms, key=lambda arm: sign * self.mean(arm, score, after=after))
 
-    def against_base(self, arm: str, score: Score) -> PairedDifference | None:
-        """Return the difference of an arm to the base."""
-        wanted = (arm, self.base, score.name)
+    def difference(self, arm: str, other: str | None, score: str) -> PairedDifference | None:
+        """Return the difference of two arms in the score of that name."""
+        wanted = (arm, other, score)
         return next((d for d in self.differences if (d.arm, d.other, d.score) == wanted), None)
+
+    def against_base(self, arm: str, score: Score) -> PairedDifference | None:
+        """Return the difference of an arm to the reference."""
+        return self.difference(arm, self.base, score.name)
 
     def table(self, caption: str, scores: Sequence[Score], cell: Callable[..., Cell]) -> Table:
         """Make a table of arms × scores."""
@@ -104,25 +117,51 @@ class Results:
         return self.table("Before training", scores, lambda a, s: self._mean_cell(a, s, False))
 
     def against(self, scores: Sequence[Score]) -> Table:
-        """Differences to the base with their intervals."""
-        return self.table("Difference to base after training", scores, self._difference_cell)
+        """Differences to the reference with their intervals."""
+        caption = f"Difference to {self.base} after training"
+        return self.table(caption, scores, self._difference_cell)
 
     def together(self, scores: Sequence[Score], caption: str = "After training") -> Table:
-        """Scores with the difference to the base and the score before in small print."""
+        """Scores with the difference to the reference and the score before in small print."""
         return self.table(caption, scores, self._full_cell)
 
     def pairs(self, scores: Sequence[Score]) -> Table:
-        """Differences of all pairs of grown arms."""
-        by_pair: dict[tuple[str, str], dict[str, PairedDifference]] = {}
-        for difference in self.differences:
-            if difference.other != self.base:
-                pair = (difference.arm, difference.other)
-                by_pair.setdefault(pair, {})[difference.score] = difference
+        """Differences of all pairs of arms but those with the reference."""
+        pairs = {(d.arm, d.other): None for d in self.differences if d.other != self.base}
+        return self.chosen_pairs(list(pairs), scores, "Differences between the other arms")
+
+    def chosen_pairs(
+        self, pairs: Sequence[tuple[str, str]], scores: Sequence[Score], caption: str
+    ) -> Table:
+        """Differences of some pairs of arms, in what they learned and forgot and in scores.
+
+        Args:
+            pairs: The arm, and the one that is subtracted.
+            scores: The scores.
+            caption: What to call the table.
+        """
+        known = {d.score for d in self.differences}
+        columns = [(name, name, metric) for name, metric in GAINS.items() if name in known]
+        columns += [(heading(score), score.name, score.metric) for score in scores]
         rows = [
-            (f"{arm} − {other}", [_difference(of_pair.get(s.name), s) for s in scores])
-            for (arm, other), of_pair in by_pair.items()
+            (f"{a} − {b}", [self._pair_cell(a, b, name, metric) for _, name, metric in columns])
+            for a, b in pairs
         ]
-        return Table("Differences between grown arms", ["pair", *map(heading, scores)], rows)
+        return Table(caption, ["pair", *(title for title, _, _ in columns)], rows)
+
+    def _pair_cell(self, arm: str, other: str, score: str, metric: str) -> Cell:
+        """Write the difference of two arms, whichever way round it was recorded."""
+        found = self.difference(arm, other, score)
+        if found is None and (turned := self.difference(other, arm, score)) is not None:
+            low, high = turned.low, turned.high
+            found = turned.model_copy(
+                update={
+                    "mean": -turned.mean,
+                    "low": None if high is None else -high,
+                    "high": None if low is None else -low,
+                }
+            )
+        return _difference(found, metric)
 
     def every(self) -> Table:
         """Every metric of every arm after training, a row each: mean over seeds."""
@@ -148,8 +187,8 @@ class Results:
         return Cell(cell.text, (plus_minus,), cell.best)
 
     def _difference_cell(self, arm: str, score: Score) -> Cell:
-        """Write the difference to the base."""
-        return _difference(self.against_base(arm, score), score)
+        """Write the difference to the reference."""
+        return _difference(self.against_base(arm, score), score.metric)
 
     def _full_cell(self, arm: str, score: Score) -> Cell:
         """Write the mean after training, and the rest in small print."""
@@ -160,11 +199,48 @@ class Results:
         return Cell(after.text, (*notes, f"before {before}"), after.best)
 
 
-def _difference(difference: PairedDifference | None, score: Score) -> Cell:
+def _difference(difference: PairedDifference | None, metric: str) -> Cell:
     """Write a difference; one whose interval leaves out zero is marked with a star."""
     if difference is None:
         return Cell("–")
-    return Cell(written(difference, score.metric) + (" *" if is_clear(difference) else ""))
+    return Cell(written(difference, metric) + (" *" if is_clear(difference) else ""))
+
+
+def stretches(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table | None:
+    """Mean training loss of the run, and of its quarters the difference to the reference's.
+
+    Only arms that read the same tokens in as many steps are compared; ``None`` if none did.
+    """
+    base = aggregate.reference(records)
+    theirs = {record.seed: record.train for record in records if record.arm == base}
+    rows = []
+    for arm in arms:
+        runs = [
+            (r.train, theirs[r.seed])
+            for r in aggregate.of_arm(records, arm)
+            if r.seed in theirs
+            and aggregate.same_tokens(r.train, theirs[r.seed])
+            and len(r.train.curve) == len(theirs[r.seed].curve) >= _PARTS
+        ]
+        if not runs:
+            continue
+        losses = [[aggregate.mean_losses(run, _PARTS) for run in pair] for pair in runs]
+        whole = text.fixed(aggregate.spread([ours[0] for ours, _ in losses]).mean, 4)
+        cells = [_stretch(losses, part) for part in range(_PARTS + 1)] if arm != base else []
+        rows.append((arm, [Cell(whole), *(cells or [Cell("–")] * (_PARTS + 1))]))
+    header = ["arm", "whole run", "difference", "1st quarter", "2nd", "3rd", "4th"]
+    return (
+        Table(f"Mean training loss, and its difference to {base}", header, rows) if rows else None
+    )
+
+
+def _stretch(losses: Sequence[Sequence[Sequence[float]]], part: int) -> Cell:
+    """Write the difference to the reference in one stretch of the run, paired by seed."""
+    mean, low, high = aggregate.interval([ours[part] - other[part] for ours, other in losses])
+    metric = "loss_nats_per_token"
+    told = f"{text.difference(metric, mean)} {text.interval(metric, low, high)}".rstrip()
+    clear = low is not None and high is not None and not low <= 0 <= high
+    return Cell(told + (" *" if clear else ""))
 
 
 def cost(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table:
@@ -173,10 +249,12 @@ def cost(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table:
         *("arm", "blocks", "parameters", "trained", "training time", "tokens per second"),
         *("time per step", "peak memory", "FLOPs per token", "utilisation", "growing"),
     ]
-    return Table("Cost", header, [(arm, _cost(aggregate.of_arm(records, arm))) for arm in arms])
+    depth = base_depth(records)
+    rows = [(arm, _cost(aggregate.of_arm(records, arm), depth)) for arm in arms]
+    return Table("Cost", header, rows)
 
 
-def _cost(records: Sequence[ArmRecord]) -> list[Cell]:
+def _cost(records: Sequence[ArmRecord], depth: int) -> list[Cell]:
     """Write the cost of one arm; times, rates and memory are means over seeds."""
     train, grow = records[0].train, records[0].grow
     runs = [record.train for record in records]
@@ -187,7 +265,7 @@ def _cost(records: Sequence[ArmRecord]) -> list[Cell]:
 
     share = text.share(train.trainable_parameters / train.parameters)
     return [
-        Cell(str(grow.depth if grow else len(train.trainable_blocks))),
+        Cell(str(grow.depth if grow else depth)),
         Cell(text.count(train.parameters)),
         Cell(text.count(train.trainable_parameters), (share,)),
         Cell(text.seconds(mean([run.wall_seconds for run in runs]))),

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from deepen.comparison.statistics import SHARES
+
 _NAMES: Mapping[str, str] = {
     "token_perplexity": "perplexity",
     "loss_nats_per_token": "loss, nats per token",
@@ -12,7 +14,7 @@ _NAMES: Mapping[str, str] = {
     "word_perplexity": "word perplexity",
     "byte_perplexity": "byte perplexity",
 }
-_SHARES = {"acc", "acc_norm", "mean acc", "exact_match", "f1"}
+_SHARES = {*SHARES, "mean acc"}
 """Metrics between 0 and 1 that are shown in per cent."""
 _MINUS, _THIN = "\N{MINUS SIGN}", "\N{THIN SPACE}"
 
@@ -56,6 +58,12 @@ def fixed(value: float, decimals: int) -> str:
 def scientific(value: float) -> str:
     """Write a number with one digit and its power of ten: 4e−07."""
     return f"{value:.0e}".replace("-", _MINUS)
+
+
+def rate(value: float) -> str:
+    """Write a learning rate: 2.5e−4."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}".replace("-", _MINUS)
 
 
 def significant(value: float, digits: int) -> str:
