@@ -80,6 +80,28 @@ def test_batches_do_not_matter(llama: Path, lines: Path, passage: Path) -> None:
         ) == (b.model_dump(exclude={"loss_nats_per_token", "token_perplexity", "bits_per_byte"}))
 
 
+def test_documents_are_batched_by_length_alone(llama: Path, lines: Path) -> None:
+    """Losses of earlier studies are held to the last bit."""
+    model, tokenizer = tiny.load(llama), AutoTokenizer.from_pretrained(llama)
+    cut = [tokenizer(d)["input_ids"] for d in DOCUMENTS]
+    windows = [ids[at : at + 17] for ids in cut for at in range(0, len(ids) - 1, 16)]
+    windows.sort(key=len, reverse=True)
+    nats, tokens = 0.0, 0
+    for batch in (windows[at : at + 4] for at in range(0, len(windows), 4)):
+        width = len(batch[0])
+        padded = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in batch])
+        with torch.no_grad():
+            logits = model(padded[:, :-1], use_cache=False).logits
+        sums = []
+        for ids, row in zip(batch, logits, strict=True):
+            losses = -row.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+            sums.append(float(losses.double().sum()))
+            tokens += len(ids) - 1
+        nats += sum(sums)
+    (found,) = evaluate(llama, perplexity=[lines], sequence_length=16, batch_size=4).texts
+    assert found.loss_nats_per_token == nats / tokens
+
+
 @pytest.mark.parametrize("limit", [1, 50])
 def test_max_tokens_cuts_tokens_and_bytes_alike(llama: Path, passage: Path, limit: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama)

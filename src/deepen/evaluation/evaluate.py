@@ -47,13 +47,14 @@ def evaluate(
     Args:
         model: Checkpoint folder or hub id.
         revision: Branch, tag or commit on the hub.
-        perplexity: Text files, or ``.jsonl`` files with one document in each line's ``text``.
+        perplexity: Text files, or ``.jsonl`` files with one document in each line's ``text``, or
+            with chat rows, of which the answers count.
         tasks: Names of lm-evaluation-harness tasks, groups or tags; ``paper`` is the set of eight
             that the OpT-DeUS paper reports.
         task_folders: Folders with task files (YAML) of your own; they go before all others.
         max_tokens: Predict at most so many tokens of each text file.
-        sequence_length: Tokens in a window of text, by default 2048 or as many as the model has
-            positions; if given, tasks too see at most so many tokens at once.
+        sequence_length: Tokens in a window of text, and of a chat at most; by default 2048 or as
+            many as the model has positions; if given, tasks too see at most so many at once.
         batch_size: Sequences in a forward pass.
         limit: Use only the first examples of each task, so many.
         shots: Examples in the prompt of a task.
@@ -70,7 +71,9 @@ def evaluate(
     # What cannot be had is found out before weights are loaded.
     chosen = harness.load(tasks, task_folders)
     tokenizer = tokenizer_of(source)
-    documents = [texts.read(Path(file), tokenizer, max_tokens) for file in perplexity]
+    documents = [
+        texts.read(Path(file), tokenizer, max_tokens, longest_chat=length) for file in perplexity
+    ]
     module = _load(source, devices.choose(device))
     scored = [
         texts.score(module, text, length, batch_size, progress=progress) for text in documents

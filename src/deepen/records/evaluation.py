@@ -6,6 +6,8 @@ from deepen.records.record import Record
 
 Side = Literal["new", "old"]
 """What a score tells: what was learned, on new text or a new task, or what was kept of the old."""
+Counted = Literal["all", "answers"]
+"""Which tokens a loss is taken on: all that can be predicted, or the answers in chat rows."""
 
 
 class TextScore(Record):
@@ -25,6 +27,8 @@ class TextScore(Record):
     """Its exponential."""
     bits_per_byte: float
     """Loss in bits over all tokens, divided by the bytes: comparable between tokenizers."""
+    counted: Counted = "all"
+    """Which tokens were predicted: those of documents, or of the answers in chat rows alone."""
     side: Side | None = None
     """Whether the text is new or old to the base, where a study says so."""
 

@@ -27,11 +27,12 @@ _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
-_COLUMNS: Mapping[str, tuple[str, ...]] = {
+COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
 }
+"""Form of chat rows → the columns that make it."""
 
 Turn = Mapping[str, Any]
 
@@ -57,7 +58,7 @@ class Reader:
         """
         self._data, self._tokenizer = data, tokenizer
         self._form = data.format if data.format != "auto" else _form_of(first, data)
-        self._columns = _COLUMNS.get(self._form, (data.text_column,))
+        self._columns = COLUMNS.get(self._form, (data.text_column,))
         if self._form == "text" and data.loss == "answer":
             raise DeepenError(
                 f"The rows have only a column {data.text_column!r}, and nothing tells which part "
@@ -215,7 +216,7 @@ def with_template(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Non
 
 def _form_of(row: Row, data: DataConfig) -> str:
     """Guess the form of the rows from the columns of the first."""
-    for form, columns in _COLUMNS.items():
+    for form, columns in COLUMNS.items():
         if set(columns) <= row.columns.keys():
             return form
     if data.text_column in row.columns:

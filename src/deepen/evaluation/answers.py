@@ -1,0 +1,104 @@
+"""Chat rows as a model reads them: which tokens are answers, and whose loss counts."""
+
+import json
+from collections.abc import Iterator
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from deepen.common.errors import DeepenError
+from deepen.training.data.chat import COLUMNS, IGNORED, Example, Reader
+from deepen.training.data.rows import rows
+from deepen.training.recipe import DataConfig
+
+TEXT = "text"
+"""The key of a ``.jsonl`` line that holds a document."""
+
+
+def are_rows(file: Path) -> bool:
+    """Whether a file holds chat rows, judged by its first line: no document, but columns of a chat.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if file.suffix != ".jsonl":
+        return False
+    with file.open(encoding="utf-8") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return False  # whoever reads it as text says so
+    keys = row.keys() if isinstance(row, dict) else ()
+    return TEXT not in keys and any(set(columns) <= set(keys) for columns in COLUMNS.values())
+
+
+def read_answers(
+    file: Path,
+    tokenizer: Any,  # noqa: ANN401 (a class of transformers)
+    length: int,
+    max_tokens: int | None = None,
+) -> Iterator[tuple[Example, int]]:
+    """Yield rows as supervised fine-tuning reads them, up to a number of answers' tokens.
+
+    A row is cut at ``length`` tokens; one whose answers begin behind that is left out.
+
+    Args:
+        file: A ``.jsonl`` file of chat rows.
+        tokenizer: The model's, with its chat template.
+        length: Tokens of a row, at most.
+        max_tokens: Where to stop, in answers' tokens.
+
+    Returns:
+        Each row's token ids and labels, and the UTF-8 bytes of its answers without special tokens.
+
+    Raises:
+        DeepenError: A row is damaged, or the model has no chat template where one is needed.
+    """
+    data = DataConfig(path=str(file), sequence_length=length)
+    read = rows(data, 0)
+    first = next(read)
+    if "messages" in first.columns and not isinstance(tokenizer.chat_template, str):
+        raise DeepenError(
+            f"{file.name!r} holds messages, but the model has no chat template to write them with; "
+            f"evaluate one that has, or give rows with prompt and completion."
+        )
+    reader = Reader(data, tokenizer, first)
+    left = max_tokens
+    for row in chain([first], read):
+        example = _cut(reader.read(row), length, left)
+        count = counted(example.labels)
+        if count:
+            yield example, _bytes(example, tokenizer)
+        if left is not None:
+            left -= count
+            if left < 1:
+                return
+
+
+def counted(labels: list[int]) -> int:
+    """Return how many tokens are predicted; the first one cannot be."""
+    return len(_places(labels))
+
+
+def _places(labels: list[int]) -> list[int]:
+    """Return where labels stand that count."""
+    return [place for place in range(1, len(labels)) if labels[place] != IGNORED]
+
+
+def _cut(example: Example, length: int, left: int | None) -> Example:
+    """Cut an example at a length, and behind so many labels, or else the last one."""
+    places = _places(example.labels[:length])[:left]
+    end = places[-1] + 1 if places else 0
+    return Example(example.ids[:end], example.labels[:end])
+
+
+def _bytes(example: Example, tokenizer: Any) -> int:  # noqa: ANN401
+    """Count the bytes of an example's answers, each decoded alone."""
+    runs = groupby(example.labels[1:], key=lambda label: label != IGNORED)
+    answers = [list(run) for is_answer, run in runs if is_answer]
+    texts = (
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for ids in answers
+    )
+    return sum(len(text.encode()) for text in texts)
