@@ -1,20 +1,18 @@
-"""Learned and forgotten: the table and the verdict say what the records do."""
+"""Learned and forgotten: the verdict says what the records do."""
 
 import pytest
 
-from deepen.demo.table import change, loss_on, verdict
+from deepen.demo.table import loss_on, verdict
 from studies import sided_record
 
 ARMS = [sided_record(arm, 0, index) for index, arm in enumerate(["trained on", "lora", "opt-deus"])]
 
 
-def test_changes_are_of_the_side_that_was_asked_for():
+def test_losses_are_of_the_side_that_was_asked_for():
     for record in ARMS:
         new, old = record.after.texts[0], record.after.texts[1]
-        assert (new.side, old.side) == ("new", "old")
         assert loss_on(record.after, "new") == new.loss_nats_per_token
-        moved = old.loss_nats_per_token - record.before.texts[1].loss_nats_per_token
-        assert change(record, "old") == pytest.approx(moved)
+        assert loss_on(record.after, "old") == old.loss_nats_per_token
 
 
 @pytest.mark.parametrize("shown", [ARMS, ARMS[1:], ARMS[:1]])

@@ -1,11 +1,13 @@
 """What a person sees: nothing cut off at 80 columns, a heading for every number."""
 
 import io
+import re
 
 from rich.console import Console
 
 import studies
 from deepen import methods
+from deepen.comparison import balance
 from deepen.records.growth import AlignmentProof
 from deepen.records.verification import InspectRecord
 from deepen.report import terminal
@@ -18,13 +20,25 @@ def shown(renderable) -> str:
     return console.file.getvalue()
 
 
-def test_arms_fit_80_columns_with_a_heading_each():
-    records, _ = studies.study(seeds=(0,))
-    table = terminal.arms(records)
+def test_learned_and_forgotten_fit_80_columns_with_the_front_starred():
+    records, summary = studies.sided_study()
+    table = terminal.learned_and_forgotten(records)
     assert all(column.header for column in table.columns)
     text = shown(table)
     assert "…" not in text
-    assert all(f"{r.after.texts[0].token_perplexity:.3f}" in text for r in records)
+    lines = text.splitlines()
+    assert lines[1].split() == ["base,", "before", "training", "3.567", "3.186"]
+    gained = balance.all_changes(records)
+    for arm in ("trained on", "lora", "solar"):
+        line = next(x for x in lines if re.match(rf"(\* )?{arm} +\d", x))
+        assert line.startswith("* ") == (arm in summary.front)
+        for name in ("learned", "forgotten"):
+            assert f"{sum(gained[arm, seed][name] for seed in range(3)) / 3:+.3f}" in line
+    assert "learned" not in shown(terminal.study(studies.study(seeds=(0,))[1]))
+    text = shown(terminal.study(summary, records))
+    assert "arm - reference" in text
+    assert "loss_nats_per_token" not in text
+    assert text.count("forgotten") == 1 + len(summary.arms) - 1
 
 
 def test_a_stack_brackets_new_blocks():

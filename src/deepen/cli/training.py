@@ -124,11 +124,14 @@ def compare(
     """Compare methods on one budget; run again to resume at the arm that was interrupted."""
     from deepen.comparison import compare as run
     from deepen.comparison import load_study
+    from deepen.comparison.results import read_records
     from deepen.report import terminal
 
+    given = load_study(study, overrides or [])
     with terminal.progress_bar() as progress:
-        summary = run(load_study(study, overrides or []), jobs=jobs, progress=progress, tell=_tell)
-    show(summary, as_json, terminal.study)
+        summary = run(given, jobs=jobs, progress=progress, tell=_tell)
+    records = read_records(Path(given.output))
+    show(summary, as_json, lambda shown: terminal.study(shown, records))
 
 
 def report(

@@ -27,6 +27,11 @@ Kind = Literal["text", "task"]
 Values = Mapping[tuple[str, int], Mapping[str, float]]
 """(Arm, seed) → name of a score, or of what was learned or forgotten → value."""
 
+SIDES: tuple[Side, ...] = ("new", "old")
+"""Learned, forgotten."""
+KINDS: tuple[Kind, ...] = ("text", "task")
+"""Texts come first."""
+
 _ROLES = ("reference", "alternative", "grown")
 
 
@@ -83,8 +88,8 @@ def changes(record: ArmRecord, before: EvalRecord) -> list[Change]:
     ]
     shares = {score.subject for score in sided_scores(record.after) if score.metric in SHARES}
     means = []
-    for side in ("new", "old"):
-        for kind in ("text", "task"):
+    for side in SIDES:
+        for kind in KINDS:
             values = [
                 change.value
                 for change in found
@@ -100,6 +105,11 @@ def sided_scores(evaluation: EvalRecord) -> list[Score]:
     """List the scores that have a side: the loss on each text, one metric of each task."""
     texts = [s for s in scores(evaluation) if s.metric == "loss_nats_per_token"]
     return [score for score in [*texts, *main_metrics(evaluation)] if score.side is not None]
+
+
+def losses(evaluation: EvalRecord, side: Side) -> list[float]:
+    """Return the losses on all texts of one side, in nats per token."""
+    return [text.loss_nats_per_token for text in evaluation.texts if text.side == side]
 
 
 def _change(before: Score, after: Score) -> float:
@@ -121,8 +131,7 @@ def all_changes(records: Sequence[ArmRecord]) -> dict[tuple[str, int], dict[str,
 def kinds(records: Sequence[ArmRecord]) -> list[Kind]:
     """Return of which kinds both learning and forgetting were measured: texts before tasks."""
     known = {measure for of_run in all_changes(records).values() for measure in of_run}
-    both: tuple[Kind, ...] = ("text", "task")
-    return [kind for kind in both if {name("new", kind), name("old", kind)} <= known]
+    return [kind for kind in KINDS if {name("new", kind), name("old", kind)} <= known]
 
 
 def front(records: Sequence[ArmRecord], arms: Sequence[str], kind: Kind | None = None) -> list[str]:

@@ -5,6 +5,6 @@
 - ``corpus``: the Python sources of this machine, as text
 - ``material``: the files that a base of its own is made from
 - ``samples``: what a model writes
-- ``table``: learned and forgotten, side by side
+- ``table``: who learned most and forgot least, in a sentence
 - ``run``: all of it
 """

@@ -17,7 +17,7 @@ from deepen.comparison.study import Study
 from deepen.demo.recipe import FAST, FULL, TINY, Trial
 from deepen.demo.samples import continuation
 from deepen.demo.starts import Start, Tell, pretrained, self_made
-from deepen.demo.table import learned_and_forgotten, verdict
+from deepen.demo.table import verdict
 from deepen.growth.grow import grow
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.growth import GrowRequest
@@ -65,7 +65,7 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
         samples = _samples(start, trial, study, folder)
         page = report(study.output)
     console.print()
-    console.print(learned_and_forgotten(records))
+    console.print(terminal.learned_and_forgotten(records))
     tell(f"\n{verdict(records)}\n\n{samples}")
     tell(f"\nThis run took {time.perf_counter() - began:.0f} s. Report: {page}")
     tell(f"Try next:\n  deepen inspect {folder}/grown --alignment\n  deepen plan {start.base}")

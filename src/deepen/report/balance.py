@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from deepen.comparison import balance as gained
 from deepen.comparison import statistics as aggregate
 from deepen.comparison.balance import Kind
-from deepen.records.evaluation import Side
 from deepen.records.study import Role, StudySummary
 from deepen.records.training import TrainRecord
 from deepen.report import text
@@ -22,9 +21,7 @@ ROLES: Mapping[Role, str] = {
 """What roles are."""
 _METRICS: Mapping[Kind, str] = {"text": "loss_nats_per_token", "task": "mean acc"}
 _UNITS: Mapping[Kind, str] = {"text": "nats per token", "task": "points"}
-_SIDES: tuple[Side, ...] = ("new", "old")
-_KINDS: tuple[Kind, ...] = ("text", "task")
-_MEANS = {gained.name(side, kind): (side, kind) for kind in _KINDS for side in _SIDES}
+_MEANS = {gained.name(side, kind): (side, kind) for kind in gained.KINDS for side in gained.SIDES}
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ def _scatter(
     arms = []
     for index, arm in enumerate(results.arms):
         spans = []
-        for side in _SIDES:
+        for side in gained.SIDES:
             numbers = _of_arm(values, arm, gained.name(side, kind))
             spans += [aggregate.interval(numbers)] if numbers else []
-        if len(spans) == len(_SIDES):
+        if len(spans) == len(gained.SIDES):
             told = ", ".join(
                 f"{verb} {_written(span, kind)}"
                 for verb, span in zip(("learned", "forgotten"), spans, strict=True)

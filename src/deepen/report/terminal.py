@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deepen.common.progress import Progress as Report
+from deepen.comparison import balance
+from deepen.comparison import statistics as aggregate
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
@@ -205,11 +207,20 @@ def evaluation(record: EvalRecord) -> Group:
     return Group(*parts)
 
 
-def study(summary: StudySummary) -> Table:
-    """Show every arm's difference to the reference."""
-    table = columns("arm", "score", "arm - base", "95 % interval", "seeds", texts=2)
+def study(summary: StudySummary, records: Sequence[ArmRecord] = ()) -> Group:
+    """Show what arms learned and forgot, if texts have sides, and differences to the reference.
+
+    Args:
+        summary: The study's summary.
+        records: Its records.
+    """
+    own = [record for record in records if record.arm in summary.arms]
+    gained = {d.score for d in summary.differences} & {"learned", "forgotten"}
+    table = columns("arm", "score", "arm - reference", "95 % interval", "seeds", texts=2)
     for difference in summary.differences:
         if summary.roles[difference.other] != "reference":
+            continue
+        if gained and difference.score not in gained:
             continue
         interval = (
             ""
@@ -218,42 +229,55 @@ def study(summary: StudySummary) -> Table:
         )
         mean = f"{difference.mean:+.4f}"
         table.add_row(difference.arm, difference.score, mean, interval, str(difference.seeds))
-    return table
-
-
-def _start(record: ArmRecord) -> str:
-    """Say what verification found of a grown model's function."""
-    proof = record.verification
-    if proof is None or proof.kl_nats_per_token is None:
-        return "–"
-    same = proof.max_abs_logit_difference == 0
-    return "= base" if same else f"KL {proof.kl_nats_per_token:.3f}"
-
-
-def arms(records: list[ArmRecord]) -> Table:
-    """Show every arm of a study, one line for each seed; narrow enough for 80 columns."""
-    headings = ("params", "trained", "start", "before", "after", "tuned", "correct", "s")
-    table = columns("arm", *headings)
     table.padding = (0, 1, 0, 0)
+    for column in table.columns[2:]:
+        column.no_wrap = True
+    if not gained or not own:
+        return Group(table)
+    return Group(learned_and_forgotten(own), Text(), table)
+
+
+def learned_and_forgotten(records: Sequence[ArmRecord]) -> Table:
+    """Show each arm's losses on new and old text and what it cost, means over seeds.
+
+    What no other arm beats on both sides is starred.
+
+    Args:
+        records: Lines of records.jsonl, at least one, of texts that have sides.
+    """
+    names = list(dict.fromkeys(record.arm for record in records))
+    table = columns("arm", "new text", "learned", "old text", "forgotten", "trained", "s", "memory")
+    table.padding = (0, 1, 0, 0)
+    table.caption = "* no other arm learns as much and forgets as little; losses in nats per token"
+    table.caption_justify = "left"
     for column in table.columns[1:]:
         column.no_wrap = True
-    for record in records:
-        stages = (record.before, record.after, record.after_fine_tuning)
-        perplexities = [
-            f"{stage.texts[0].token_perplexity:.3f}" if stage and stage.texts else "–"
-            for stage in stages
-        ]
-        last = record.after_fine_tuning or record.after
+    start = balance.before_training(records, records[0].seed)
+    if start is not None:
+        before = [_mean(balance.losses(start, side), ".3f") for side in balance.SIDES]
+        table.add_row("base, before training", before[0], "", before[1], style="dim")
+    gained, front = balance.all_changes(records), balance.front(records, names, "text")
+    for name in names:
+        runs = [record for record in records if record.arm == name]
+        changes = [gained.get((name, run.seed), {}) for run in runs]
+        cells = []
+        for side in balance.SIDES:
+            cells.append(_mean([x for r in runs for x in balance.losses(r.after, side)], ".3f"))
+            of_side = balance.name(side, "text")
+            cells.append(_mean([one[of_side] for one in changes if of_side in one], "+.3f"))
         table.add_row(
-            record.arm + (f", seed {record.seed}" if record.seed else ""),
-            f"{record.train.parameters / 1e6:.2f}M",
-            f"{record.train.trainable_parameters / 1e6:.2f}M",
-            _start(record),
-            *perplexities,
-            f"{last.tasks[0].value:.1%}" if last.tasks else "–",
-            f"{record.train.wall_seconds:.0f}",
+            Text(f"* {name}" if name in front else name, "bold" if name in front else ""),
+            *cells,
+            f"{runs[0].train.trainable_parameters / 1e6:.3g}M",
+            _mean([aggregate.seconds(run.train) for run in runs], ".0f"),
+            size(round(aggregate.spread([run.train.peak_bytes for run in runs]).mean)),
         )
     return table
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    """Write a mean in a format; a dash if there is nothing."""
+    return format(aggregate.spread(values).mean, form) if values else "–"
 
 
 def size(nbytes: int | None) -> str:
