@@ -72,6 +72,12 @@ def training_flops_per_token(
     return sum(part.total for part in parts.values())
 
 
+def forward_flops_per_token(model: Model, blocks: Collection[int], sequence_length: int) -> float:
+    """Return the model FLOPs of running some blocks forward on one token; blocks count alike."""
+    shape = shape_of(model)
+    return len(blocks) * (2.0 * shape.active + 4.0 * sequence_length * shape.query)
+
+
 class Conditions(TypedDict, total=False):
     """How training goes: keyword arguments that ``estimate`` and ``placements`` share."""
 

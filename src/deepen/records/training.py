@@ -111,7 +111,7 @@ class TrainRecord(Record):
     matmul_flops_per_second: float
     """Rate of a large matrix product measured on this machine at the start of the run."""
     utilisation: float
-    """Model FLOPs per second as a share of that rate."""
+    """Model FLOPs per second as a share of that rate, blocks that were not run left out."""
     resumed_from_step: int | None
     """The step that the last restart began at."""
     trunk: TrunkRecord | None = None

@@ -51,7 +51,7 @@ def load_module(model: Model, trains: Trains, training: TrainingConfig) -> Any: 
         _to_float32(module, model)
     if training.activation_checkpointing:
         blocks = module.get_submodule(model.blocks_path)
-        checkpoint_blocks(blocks, _lowest(trains, model.depth))
+        checkpoint_blocks(blocks, lowest_trained(trains, model.depth))
     return module
 
 
@@ -65,7 +65,7 @@ def _to_float32(module: Any, model: Model) -> None:  # noqa: ANN401
         parameter.data = stored.to(parameter.device, torch.float32)
 
 
-def _lowest(trains: Trains, depth: int) -> int:
+def lowest_trained(trains: Trains, depth: int) -> int:
     """Return the lowest block that gradients reach."""
     if trains.everything or "embeddings" in trains.outside:
         return 0

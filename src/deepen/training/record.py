@@ -7,9 +7,9 @@ from typing import Any
 
 from deepen.base.model import Model
 from deepen.common.system import versions
-from deepen.planning.cost import training_flops_per_token
+from deepen.planning.cost import forward_flops_per_token, training_flops_per_token
 from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
-from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord
+from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord, TrunkRecord
 from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
@@ -29,6 +29,7 @@ def make_record(
     schedule: Schedule,
     matmul_rate: float,
     resumed_from_step: int | None,
+    trunk: TrunkRecord | None,
 ) -> TrainRecord:
     """Collect what a finished run tells.
 
@@ -43,13 +44,12 @@ def make_record(
         schedule: Which sequences it saw.
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
+        trunk: What was kept of the frozen blocks at the bottom.
     """
-    history = [entry for entry in engine.state.log_history if "loss" in entry]
-    timed = [entry for entry in history if "step_seconds" in entry]
-    wall, length = history[-1]["wall_seconds"], recipe.data.sequence_length
-    tokens = schedule.tokens[-1]
-    speed = _tokens_per_second(timed) if timed else tokens / wall
+    measured, length = _measured(engine, schedule), recipe.data.sequence_length
     flops = _flops_per_token(model, trains, length)
+    run = flops - (forward_flops_per_token(model, range(trunk.blocks), length) if trunk else 0.0)
+    rate = matmul_rate * engine.args.world_size
     return TrainRecord(
         stage=stage,
         model=model.source.name,
@@ -62,21 +62,32 @@ def make_record(
         trainable_parameters=trainable_parameters,
         trainable_blocks=list(trains.blocks),
         steps=engine.state.global_step,
-        tokens=tokens,
+        tokens=schedule.tokens[-1],
         sequence_length=length,
         sources=_sources(recipe.data, schedule),
-        curve=[_point(entry) for entry in history],
-        wall_seconds=wall,
-        tokens_per_second=speed,
-        step_time=_step_time(timed),
-        peak_bytes=peak_bytes(engine.args.device),
+        **measured,
         flops_per_token=flops,
         matmul_flops_per_second=matmul_rate,
-        utilisation=flops * speed / (matmul_rate * engine.args.world_size),
+        utilisation=run * measured["tokens_per_second"] / rate,
         resumed_from_step=resumed_from_step,
+        trunk=trunk,
         recipe=recipe.model_dump(mode="json"),
         versions=versions() | _engine_versions(),
     )
+
+
+def _measured(engine: Any, schedule: Schedule) -> dict[str, Any]:  # noqa: ANN401
+    """Return the loss over the run, time and memory, under the names of the record."""
+    history = [entry for entry in engine.state.log_history if "loss" in entry]
+    timed = [entry for entry in history if "step_seconds" in entry]
+    wall = history[-1]["wall_seconds"]
+    return {
+        "curve": [_point(entry) for entry in history],
+        "wall_seconds": wall,
+        "tokens_per_second": _tokens_per_second(timed) if timed else schedule.tokens[-1] / wall,
+        "step_time": _step_time(timed),
+        "peak_bytes": peak_bytes(engine.args.device),
+    }
 
 
 def _sources(data: DataConfig, schedule: Schedule) -> list[SourceRecord]:

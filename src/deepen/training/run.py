@@ -27,12 +27,14 @@ from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, adapt, counts, trainable
-from deepen.training.load import check_length, load_module
+from deepen.training.load import check_length, load_module, lowest_trained
 from deepen.training.processes import local_rank, processes, rank
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.record import make_record
 from deepen.training.run_folder import RunFolder
+from deepen.training.trunk.keep import Keeper, Trunk
+from deepen.training.trunk.wanted import check_possible, pays
 
 Tell = Callable[[str], None]
 """Called with sentences for the person at the terminal, by the first process only."""
@@ -98,6 +100,8 @@ class _Job:
     """Packed sequences or examples."""
     schedule: Schedule
     """The steps."""
+    keeper: Keeper | None
+    """Keeps what the frozen blocks below the lowest trained one compute, if it is to be kept."""
 
 
 def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
@@ -114,6 +118,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     trains = trainable(model.source.config, model.depth, training, model.source.name)
     check_length(model, data)
     micro_batches(training, processes())
+    below = lowest_trained(trains, model.depth)
+    keeps = check_possible(recipe, stage, below)
     tokenizer = model.tokenizer()
     with_template(data, tokenizer)
     cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
@@ -129,7 +135,10 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
         lengths = np.array([len(ids) for ids in loaded["input_ids"]])
     steps = steps_of(training, lengths, mixture, data.seed)
     schedule = Schedule(training, steps, lengths, mixture, data.seed)
-    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule)
+    keeper = None
+    if keeps and pays(recipe, below, model.depth, schedule):
+        keeper = Keeper(recipe, model, below, loaded, schedule, cache)
+    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule, keeper)
 
 
 def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
@@ -146,6 +155,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     engine = make_engine(
         recipe, job.stage, module, job.data, job.tokenizer, job.schedule, rates, progress
     )
+    trunk = _start_above_trunk(job, engine, progress, tell)
     if rank() == 0:
         folder.begin(recipe)
     engine.accelerator.wait_for_everyone()
@@ -167,6 +177,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
         schedule=job.schedule,
         matmul_rate=rate,
         resumed_from_step=resumed,
+        trunk=trunk.record if trunk else None,
     )
     if rank() == 0:
         publish(
@@ -181,6 +192,20 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
         folder.end(record, keep_checkpoints=training.keep_checkpoints)
     engine.accelerator.wait_for_everyone()
     return record
+
+
+def _start_above_trunk(job: _Job, engine: Any, progress: Progress, tell: Tell) -> Trunk | None:  # noqa: ANN401 (no types there)
+    """Let the engine start above the trunk, if its output is to be kept and can be."""
+    trunk = job.keeper.keep(engine, progress, tell) if job.keeper else None
+    if trunk is not None:
+        engine.start_above(trunk.bypass, trunk.data)
+        kept = trunk.record
+        tell(
+            f"Starting above the {kept.blocks} frozen blocks at the bottom: their output is kept "
+            f"for {kept.sequences:,} sequences ({kept.stored_bytes / 1e9:.2f} GB), of which "
+            f"{kept.computed:,} were computed now, in {kept.seconds:.0f} s."
+        )
+    return trunk
 
 
 def _announcement(job: _Job, parameters: int, trained: int) -> str:

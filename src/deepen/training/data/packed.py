@@ -5,6 +5,7 @@ once, so that the order is free, a resumed run is where it was, and no memory gr
 Sequences cross the borders of documents, and attention does too, as in the paper's training.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ class PackedSequences(Dataset[dict[str, Tensor]]):
         labels = ids.clone()
         labels[0] = _IGNORED
         return {"input_ids": ids, "labels": labels}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all tokens."""
+        return hashlib.sha256(self._tokens.data).hexdigest()
 
 
 def load_packed(

@@ -64,7 +64,8 @@ def _cpt(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokeniz
     from deepen.training.engine.fsdp import cpu_fsdp_allowed
     from deepen.training.engine.trainers import CptTrainer, collate
 
-    args = TrainingArguments(**shared)
+    # A trunk's states stand beside the tokens, and no model's own code asks for them.
+    args = TrainingArguments(**shared, remove_unused_columns=False)
     # Several GPUs without a launcher: one is used, instead of the slow DataParallel.
     args._n_gpu = min(args.n_gpu, 1)
     with cpu_fsdp_allowed():

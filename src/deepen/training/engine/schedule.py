@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from deepen.training.data.mixture import Mixture
 from deepen.training.data.order import Lengths, Order, tokens_after, tokens_of
 from deepen.training.recipe import TrainingConfig
@@ -45,6 +47,11 @@ class Schedule:
     def steps(self) -> int:
         """Number of optimizer steps."""
         return len(self.tokens) - 1
+
+    @property
+    def distinct(self) -> list[int]:
+        """Indices of the sequences that the run sees, each once."""
+        return [int(index) for index in np.unique(self.order.indices())]
 
     @property
     def drawn(self) -> list[Drawn]:

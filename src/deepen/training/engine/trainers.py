@@ -19,6 +19,8 @@ from deepen.training.engine.rates import Rates
 from deepen.training.engine.saving import LogsWhenSaving, SavesTrained
 from deepen.training.engine.schedule import Schedule
 from deepen.training.engine.timing import StepTimes
+from deepen.training.trunk.bypass import Bypass
+from deepen.training.trunk.data import STATE, WithStates
 
 
 class Overrides(SavesTrained):
@@ -31,9 +33,14 @@ class Overrides(SavesTrained):
         self._schedule, self._rates = schedule, rates
         self._stage, self._progress = stage, progress
         self._losses: list[Tensor] = []
+        self._bypass: Bypass | None = None
         self._times = StepTimes(schedule, self.args.device)
         self.add_callback(self._times)
         self.add_callback(LogsWhenSaving())
+
+    def start_above(self, bypass: Bypass, data: WithStates) -> None:
+        """Hand in what the trunk computes instead of running it; call it before ``train``."""
+        self._bypass, self.train_dataset = bypass, data
 
     def _get_train_sampler(self, train_dataset: object = None) -> Order:
         """Return the order that the seed fixes, whatever the model."""
@@ -53,9 +60,12 @@ class Overrides(SavesTrained):
             self._rates.hold(scheduler)
         return scheduler
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the engines)
-        """Time the forward pass."""
-        loss = super().compute_loss(*args, **kwargs)
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the engines)
+        """Time the forward pass, from the trunk's states up if they are kept."""
+        if self._bypass:
+            inputs = dict(inputs)
+            self._bypass.give(inputs.pop(STATE))
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         self._times.forwarded()
         return loss
 
