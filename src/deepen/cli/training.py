@@ -135,12 +135,27 @@ def compare(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A study's output folder.", show_default=False)],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Output folders of studies.", show_default=False)
+    ],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Also write every run as a line of this file.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--pairs", help="Print this pair of arms, 'arm - other'; may be repeated."),
+    ] = None,
 ) -> None:
-    """Write a study's records as one HTML page, and as Markdown tables."""
+    """Write a study as an HTML page and as Markdown; of several, print pairs of arms over all."""
     from deepen.report import report as run
+    from deepen.report.studies import pooled_pairs, write_csv
 
-    typer.echo(run(folder))
+    if csv is not None:
+        write_csv(folders, csv)
+    if len(folders) > 1 or pairs:
+        typer.echo(pooled_pairs(folders, pairs or []))
+    else:
+        typer.echo(run(folders[0]))
 
 
 def demo(

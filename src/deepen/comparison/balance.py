@@ -7,10 +7,10 @@ base has that held against it.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, TypeVar
 
 from deepen.comparison.statistics import (
     SHARES,
@@ -24,6 +24,7 @@ from deepen.records.evaluation import EvalRecord, Side
 from deepen.records.study import ArmRecord, PairedDifference
 
 Kind = Literal["text", "task"]
+RunT = TypeVar("RunT", bound=Hashable)
 Values = Mapping[tuple[str, int], Mapping[str, float]]
 """(Arm, seed) → name of a score, or of what was learned or forgotten → value."""
 
@@ -202,16 +203,18 @@ def clearly_beaten(
     return {arm: by for arm, by in beaten.items() if by}
 
 
-def paired(values: Values, pairs: Iterable[tuple[str, str]]) -> list[PairedDifference]:
+def paired(
+    values: Mapping[tuple[str, RunT], Mapping[str, float]], pairs: Iterable[tuple[str, str]]
+) -> list[PairedDifference]:
     """Compare pairs of arms in everything that both have, over the seeds that both have.
 
     Args:
-        values: What was measured.
+        values: (Arm, seed, or whatever tells runs apart) → name of a score → value.
         pairs: The arm, and the one that is subtracted.
     """
     differences = []
     for arm, other in pairs:
-        seeds = sorted(s for a, s in values if a == arm and (other, s) in values)
+        seeds = [s for a, s in values if a == arm and (other, s) in values]
         runs = [(values[arm, seed], values[other, seed]) for seed in seeds]
         for score in runs[0][0] if runs else ():
             if not all(score in ours and score in theirs for ours, theirs in runs):

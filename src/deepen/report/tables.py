@@ -161,7 +161,7 @@ class Results:
                     "high": None if low is None else -low,
                 }
             )
-        return _difference(found, metric)
+        return difference_cell(found, metric)
 
     def every(self) -> Table:
         """Every metric of every arm after training, a row each: mean over seeds."""
@@ -188,7 +188,7 @@ class Results:
 
     def _difference_cell(self, arm: str, score: Score) -> Cell:
         """Write the difference to the reference."""
-        return _difference(self.against_base(arm, score), score.metric)
+        return difference_cell(self.against_base(arm, score), score.metric)
 
     def _full_cell(self, arm: str, score: Score) -> Cell:
         """Write the mean after training, and the rest in small print."""
@@ -199,7 +199,7 @@ class Results:
         return Cell(after.text, (*notes, f"before {before}"), after.best)
 
 
-def _difference(difference: PairedDifference | None, metric: str) -> Cell:
+def difference_cell(difference: PairedDifference | None, metric: str) -> Cell:
     """Write a difference; one whose interval leaves out zero is marked with a star."""
     if difference is None:
         return Cell("–")
