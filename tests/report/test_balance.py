@@ -142,9 +142,9 @@ def test_fine_tuning_has_a_picture_of_its_own(tmp_path):
 
 def test_the_search_for_rates_marks_what_was_chosen():
     _, summary = studies.sided_study(seeds=(0,))
-    assert rates(summary) is None
+    assert rates(summary.rates, "pre-training") is None
     tried = {"lora": {"0.001": 2.75, "0.0005": 2.7}, "wider": {"0.001": None, "0.00025": 2.9}}
-    table = rates(summary.model_copy(update={"rates": tried}))
+    table = rates(tried, "pre-training")
     assert table.header == ["arm", "2.5e−4", "5e−4", "1e−3"]
     written = {name: [(c.text, c.best) for c in cells] for name, cells in table.rows}
     assert written["lora"] == [("", False), ("2.7000", True), ("2.7500", False)]

@@ -33,7 +33,7 @@ def test_labels_take_no_other_s_place(seed, name):
     for point in picture.points:
         assert point.place, "twelve arms have room"
         left, base = point.place
-        boxes.append((left, base - 11, left + drawing._LETTER * len(point.shown), base + 4))
+        boxes.append((left, base - 11, left + drawing.text_width(point.shown), base + 4))
     for one, other in itertools.combinations(boxes, 2):
         assert not drawing._overlap(one, other)
     for box in boxes:
@@ -69,7 +69,7 @@ def test_the_front_climbs_in_steps_through_its_arms():
     numbers = [float(n) for n in re.findall(r"[HV](-?[\d.]+)", picture.front)]
     expected = [least.x, least.y, best.x, best.y, picture.plot[2]]
     assert numbers == pytest.approx(expected, abs=0.06)
-    assert drawn([arm(0, 0.1, 0.1)]).front == ""
+    assert drawn(arms[2:] * 2).front == ""
 
 
 def test_one_arm_far_off_does_not_squeeze_the_rest_but_is_named():
@@ -94,11 +94,13 @@ def test_wide_intervals_are_cut_at_the_picture_s_edge():
 
 
 def test_long_labels_keep_both_ends():
-    shown = drawn([arm(0, 0.1, 0.1, label=f"opt-deus (fidelity={'x' * 50}, replay=0.25)")])
+    label = f"opt-deus (fidelity={'x' * 50}, replay=0.25)"
+    shown = drawn([arm(0, 0.1, 0.1, label=label), arm(1, 0.2, 0.2)])
     assert re.fullmatch(r"opt-deus.*…x*, replay=0\.25\)", shown.points[0].shown)
 
 
-def test_equal_arms_and_one_arm_can_be_drawn():
-    assert scatter([], "text", "nats") is None
-    assert len(drawn([arm(0, 0.0, 0.0), arm(1, 0.0, 0.0)]).points) == 2
-    assert drawn([arm(0, 0.3, 0.1)]).points[0].place
+def test_equal_arms_can_be_drawn_and_one_alone_is_no_picture():
+    assert scatter([arm(0, 0.3, 0.1)], "text", "nats") is None
+    for same in (0.0, 0.3):
+        points = drawn([arm(0, same, same), arm(1, same, same)]).points
+        assert all(point.place for point in points)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from deepen.comparison import balance as gained
 from deepen.comparison import statistics as aggregate
 from deepen.comparison.balance import Kind
-from deepen.records.study import Role, StudySummary
+from deepen.records.study import Role
 from deepen.records.training import TrainRecord
 from deepen.report import text
 from deepen.report.bars import is_clear, written
@@ -200,17 +200,23 @@ def _single(results: Results, values: gained.Values, names: Sequence[str]) -> Ta
     return Table("Text by text and task by task", ["arm", *names], rows)
 
 
-def rates(summary: StudySummary) -> Table | None:
-    """Write the search for learning rates, the chosen one marked; ``None`` if there was none."""
-    columns = sorted({float(rate) for tried in summary.rates.values() for rate in tried})
+def rates(searched: Mapping[str, Mapping[str, float | None]], stage: str) -> Table | None:
+    """Write a search for learning rates, the chosen one marked; ``None`` if there was none.
+
+    Args:
+        searched: Label → learning rate → loss, as in ``StudySummary.rates``.
+        stage: What was trained at these rates.
+    """
+    columns = sorted({float(rate) for tried in searched.values() for rate in tried})
     rows = []
-    for arm, tried in summary.rates.items():
+    for arm, tried in searched.items():
         losses = {float(rate): loss for rate, loss in tried.items()}
         found = sorted((loss, rate) for rate, loss in losses.items() if loss is not None)
         chosen = found[0][1] if found else None
         rows.append((arm, [_tried(losses, rate, rate == chosen) for rate in columns]))
     header = ["arm", *map(text.rate, columns)]
-    return Table("Loss at each learning rate that was tried", header, rows) if rows else None
+    caption = f"Loss at each learning rate that was tried for {stage}"
+    return Table(caption, header, rows) if rows else None
 
 
 def _tried(losses: Mapping[float, float | None], rate: float, chosen: bool) -> Cell:

@@ -64,7 +64,7 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "terms": _terms(records, summary),
         "named_pairs": results.chosen_pairs(pairs, shown, "Pairs that the study names"),
         "stretches": tables.stretches(records, arms),
-        "rates": rates(summary),
+        "rates": [table for table in [rates(summary.rates, "pre-training")] if table],
         "tuned": tuned.together(main, "After fine-tuning") if complete else None,
         "title": _title(records, summary),
         "facts": _facts(records, summary),

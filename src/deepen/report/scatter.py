@@ -18,12 +18,16 @@ Span = tuple[float, float | None, float | None]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
-_LETTER, _LINE = 7.4, 15.0
-"""Width of a letter and height of a line at the labels' size of 13, on the safe side."""
+_LETTER, _LINE = 8.4, 15.0
+"""Width of a letter and height of a line at the labels' size of 13, in a wide typeface."""
+_SLIM, _BROAD = frozenset(" .,:;!|'()[]-ijlftrI"), frozenset("mwMW@%=+…")
+"""Letters that take about two thirds of that, and those that take half as much again."""
 _LONGEST = 38
 """Letters of a label; what is longer is cut in the middle."""
 _MARK = 7.0
 """Half of a mark's width, with some room."""
+_FEWEST = 2
+"""Arms that a picture needs."""
 _FAR = 0.4
 """An arm off the front is left out of the picture if the rest then takes up less than this share
 of the axis."""
@@ -117,12 +121,12 @@ def scatter(arms: Sequence[Arm], what: str, unit: str, factor: float = 1.0) -> S
     """Draw what arms learned, upwards, against what they forgot, to the right.
 
     Args:
-        arms: The arms that have both.
+        arms: The arms that have both; fewer than two are no picture.
         what: What it was measured on.
         unit: Of both axes.
         factor: What numbers are multiplied with to be in this unit.
     """
-    if not arms:
+    if len(arms) < _FEWEST:
         return None
     inside = _inside(arms)
     numbers = {arm.index: str(place) for place, arm in enumerate(inside, 1)}
@@ -295,7 +299,7 @@ def _cross(point: Point) -> list[Box]:
 
 def _places(point: Point, plot: Box) -> list[tuple[float, Box]]:
     """List the boxes in the plot that a point's label might take, with how far away they are."""
-    width, found = _LETTER * len(point.shown), []
+    width, found = text_width(point.shown), []
     for distance in (9.0, 13.0, 19.0, 27.0, 38.0, 52.0, 70.0, 95.0, 130.0, 180.0, 250.0):
         for turn in range(16):
             angle = math.tau * turn / 16
@@ -306,6 +310,12 @@ def _places(point: Point, plot: Box) -> list[tuple[float, Box]]:
             if plot[0] < left and box[2] < plot[2] and plot[1] < top and box[3] < plot[3]:
                 found.append((distance, box))
     return found
+
+
+def text_width(label: str) -> float:
+    """Return how wide a label is at most, in units of the picture."""
+    letters = (2 / 3 if x in _SLIM else 3 / 2 if x in _BROAD else 1.0 for x in label)
+    return 4.0 + _LETTER * sum(letters)
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -229,9 +229,8 @@ def stretches(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table | None
         cells = [_stretch(losses, part) for part in range(_PARTS + 1)] if arm != base else []
         rows.append((arm, [Cell(whole), *(cells or [Cell("–")] * (_PARTS + 1))]))
     header = ["arm", "whole run", "difference", "1st quarter", "2nd", "3rd", "4th"]
-    return (
-        Table(f"Mean training loss, and its difference to {base}", header, rows) if rows else None
-    )
+    caption = f"Mean training loss, and its difference to {base}"
+    return Table(caption, header, rows) if len(rows) > 1 else None
 
 
 def _stretch(losses: Sequence[Sequence[Sequence[float]]], part: int) -> Cell:

@@ -232,7 +232,7 @@ def study(summary: StudySummary, records: Sequence[ArmRecord] = ()) -> Group:
     table.padding = (0, 1, 0, 0)
     for column in table.columns[2:]:
         column.no_wrap = True
-    if not gained or not own:
+    if not any(text.side for record in own for text in record.after.texts):
         return Group(table)
     return Group(learned_and_forgotten(own), Text(), table)
 
