@@ -86,9 +86,9 @@ _REAL = Trial(
     arms=(
         _arm("base", 1e-4),
         _arm("lora", 1e-3),
-        _arm("top-blocks", 3e-4),
-        _arm("opt-deus", 1e-3),
-        _arm("llama-pro", 1e-3),
+        _arm("top-blocks", 1e-3),
+        _arm("opt-deus", 3e-3),
+        _arm("llama-pro", 3e-3),
     ),
 )
 _SMALL = Trial(

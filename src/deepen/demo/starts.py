@@ -67,7 +67,7 @@ def pretrained(tell: Tell) -> Start | None:
         held_out=f"registry:{_NEW}/held-out",
         old=TEXTS[_OLD].title,
         kept=f"registry:{_OLD}/held-out",
-        prompt="Para criar um novo ramo no repositório, use o comando",
+        prompt="Se o repositório não existir,",
     )
 
 
