@@ -102,7 +102,7 @@ def test_words_follow_roles(tmp_path):
     records, summary = studies.sided_study()
     page = page_of(studies.write(tmp_path, records, summary))
     assert "grown and trained in 6 ways, beside 5 others" in page
-    assert "Differences to trained on" in page
+    assert "Differences to “trained on”" in page
     assert "grown arms" not in page
     assert "Arms that replay took a part of their sequences from old text instead." in page
     few = ["trained on", "lora", "opt-deus"]

@@ -85,7 +85,7 @@ def difference_chart(records: Sequence[ArmRecord], arms: Sequence[str]) -> Chart
         for arm in arms
         if arm != base
     }
-    title = f"Loss against tokens, minus that of {base} on the same tokens"
+    title = f"Loss against tokens, minus that of “{base}” on the same tokens"
     y_title = "difference, nats per token"
     return _chart(curves, arms, lambda p: p.tokens, title, "tokens", y_title, zero=True)
 

@@ -59,7 +59,7 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     pairs = [(str(arm), str(other)) for arm, other in summary.study.get("pairs") or []]
     return {
         "balances": [one for one in balances if one is not None],
-        "reference": results.base,
+        "reference": "the reference" if results.base is None else f"“{results.base}”",
         "roles": [(role, name) for role, name in ROLES.items() if role in summary.roles.values()],
         "terms": _terms(records, summary),
         "named_pairs": results.chosen_pairs(pairs, shown, "Pairs that the study names"),
@@ -188,7 +188,7 @@ def _headline(results: Results, score: Score) -> Headline:
     elif difference is None:
         against = "There is nothing to compare with yet."
     else:
-        against = f"{bars.written(difference, score.metric)} against {results.base}"
+        against = f"{bars.written(difference, score.metric)} against “{results.base}”"
         if difference.low is None:
             against += "; one seed, no interval."
         elif bars.is_clear(difference):

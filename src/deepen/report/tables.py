@@ -118,7 +118,7 @@ class Results:
 
     def against(self, scores: Sequence[Score]) -> Table:
         """Differences to the reference with their intervals."""
-        caption = f"Difference to {self.base} after training"
+        caption = f"Difference to “{self.base}” after training"
         return self.table(caption, scores, self._difference_cell)
 
     def together(self, scores: Sequence[Score], caption: str = "After training") -> Table:
@@ -229,7 +229,7 @@ def stretches(records: Sequence[ArmRecord], arms: Sequence[str]) -> Table | None
         cells = [_stretch(losses, part) for part in range(_PARTS + 1)] if arm != base else []
         rows.append((arm, [Cell(whole), *(cells or [Cell("–")] * (_PARTS + 1))]))
     header = ["arm", "whole run", "difference", "1st quarter", "2nd", "3rd", "4th"]
-    caption = f"Mean training loss, and its difference to {base}"
+    caption = f"Mean training loss, and its difference to “{base}”"
     return Table(caption, header, rows) if len(rows) > 1 else None
 
 

@@ -24,6 +24,7 @@ from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.records.training import TrainRecord
 from deepen.records.verification import InspectRecord, VerifyRecord
+from deepen.report.text import count
 
 
 @contextmanager
@@ -248,7 +249,7 @@ def learned_and_forgotten(records: Sequence[ArmRecord]) -> Table:
     names = list(dict.fromkeys(record.arm for record in records))
     table = columns("arm", "new text", "learned", "old text", "forgotten", "trained", "s", "memory")
     table.padding = (0, 1, 0, 0)
-    table.caption = "* no other arm learns as much and forgets as little; losses in nats per token"
+    table.caption = "* no other arm learns as much and forgets as little; nats per token"
     table.caption_justify = "left"
     for column in table.columns[1:]:
         column.no_wrap = True
@@ -268,7 +269,7 @@ def learned_and_forgotten(records: Sequence[ArmRecord]) -> Table:
         table.add_row(
             Text(f"* {name}" if name in front else name, "bold" if name in front else ""),
             *cells,
-            f"{runs[0].train.trainable_parameters / 1e6:.3g}M",
+            count(runs[0].train.trainable_parameters).replace("\N{THIN SPACE}", ""),
             _mean([aggregate.seconds(run.train) for run in runs], ".0f"),
             size(round(aggregate.spread([run.train.peak_bytes for run in runs]).mean)),
         )
