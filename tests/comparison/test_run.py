@@ -35,7 +35,7 @@ if __name__ == "__main__":
     compare(load_study(sys.argv[1]), jobs=jobs, progress=progress, tell=sentences.append)
 """
 TIMES = {"wall_seconds", "tokens_per_second", "step_time", "peak_bytes", "output", "recipe"}
-TIMES |= {"matmul_flops_per_second", "utilisation", "resumed_from_step", "model", "out"}
+TIMES |= {"matmul_flops_per_second", "utilisation", "resumed_from_step", "model", "out", "trunk"}
 
 
 def settings(folder, **changes):

@@ -177,7 +177,7 @@ class TrainingConfig(Settings):
     fused_loss: Literal["auto", "off"] = "auto"
     """``auto`` fuses head and loss where a GPU and Liger are present."""
     save_every: Positive | None = None
-    """Steps between checkpoints to resume from; by default a tenth of the run, at most 500."""
+    """Steps between checkpoints to resume from; by default a tenth of the run, 50 to 500."""
     log_every: Positive | None = None
     """Steps between points of the loss curve; by default 1, more in runs over 2000 steps."""
     keep_checkpoints: bool = False

@@ -12,7 +12,8 @@ from deepen.common.errors import DeepenError
 from deepen.training.recipe import Stage, TrainingConfig
 
 _MOST_POINTS = 2000
-_MOST_STEPS_BETWEEN_SAVES = 500
+_STEPS_BETWEEN_SAVES = 50, 500
+"""At least and at most: a checkpoint of a large model takes longer than many steps."""
 
 
 def arguments(
@@ -33,7 +34,8 @@ def arguments(
     cuda = training.device == "auto" and torch.cuda.is_available()
     beta1, beta2 = training.betas
     log_every = training.log_every or math.ceil(steps / _MOST_POINTS)
-    save_every = training.save_every or min(_MOST_STEPS_BETWEEN_SAVES, math.ceil(steps / 10))
+    least, most = _STEPS_BETWEEN_SAVES
+    save_every = training.save_every or min(most, max(least, math.ceil(steps / 10)))
     return {
         "output_dir": str(folder),
         "max_steps": steps,
