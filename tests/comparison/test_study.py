@@ -11,6 +11,7 @@ from deepen.comparison.arm import NOT_GROWN, Arm
 from deepen.comparison.study import Study, checked, difference, load_study
 from deepen.records.growth import GrowRequest
 
+STUDIES = Path(__file__).parents[2] / "examples/studies"
 SMALLEST = """
 base: ./base
 arms: [base, opt-deus, {method: opt-deus, options: {fidelity: published}}, solar]
@@ -38,6 +39,17 @@ def test_the_smallest_study_of_the_docs(tmp_path):
 def test_the_example_is_a_study_of_all_methods_and_alternatives():
     arms = load_study(Path(__file__).parents[2] / "examples/study.yaml").all_arms
     assert {arm.method for arm in arms} == {*NOT_GROWN, *methods.names()}
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_of_the_docs_name_their_own_command_and_output(file):
+    made = load_study(file)
+    assert f"deepen compare examples/studies/{file.name}" in file.read_text()
+    assert made.output == f"runs/studies/{file.stem}"
+    texts = {Path(text).name for text, _ in made.evaluation.texts}
+    assert made.data.path not in texts
+    assert {side for _, side in made.evaluation.texts} == {"new", "old"}
+    assert made.rates or made.training.learning_rate
 
 
 def test_the_base_is_always_an_arm_and_trains_everything():
