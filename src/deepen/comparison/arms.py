@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from deepen.alignment.measure import align
 from deepen.base.hub import open_checkpoint
@@ -27,7 +29,11 @@ SCORES = "scores"
 
 
 def run_arm(
-    study: Study, arm: Arm, seed: int, progress: Progress, rate: float | None = None
+    study: Study,
+    arm: Arm,
+    seed: int,
+    progress: Progress,
+    rates: Mapping[Stage, float] = MappingProxyType({}),
 ) -> ArmRecord:
     """Run one arm from beginning to end; what an interrupted run finished is found again.
 
@@ -36,7 +42,7 @@ def run_arm(
         arm: One of its arms.
         seed: One of its seeds.
         progress: Called with the stage and the finished share of it.
-        rate: The learning rate that was chosen for it, if it was.
+        rates: The learning rates that were chosen for it, by stage.
 
     Raises:
         DeepenError: The base, the data, a text or a task cannot be used.
@@ -47,12 +53,12 @@ def run_arm(
     made = make(study, arm, seed, folder, progress)
     aligned = None if made.grow is None else _align(study, made.grow, folder, progress)
     before = _before(study, made, seed, progress)
-    trained = _train(study, arm, seed, "cpt", made.model, folder, progress, rate)
+    trained = _train(study, arm, seed, "cpt", made.model, folder, progress, rates)
     model = folder / "cpt" / "model"
     after = _score(study.evaluation, model, seed, folder / "after.json", progress)
     tuned = after_tuning = None
     if study.fine_tuning is not None:
-        tuned = _train(study, arm, seed, "sft", model, folder, progress)
+        tuned = _train(study, arm, seed, "sft", model, folder, progress, rates)
         model, kept = folder / "sft" / "model", folder / "after-fine-tuning.json"
         after_tuning = _score(study.evaluation, model, seed, kept, progress)
     return ArmRecord(
@@ -149,8 +155,8 @@ def _train(
     model: Path | str,
     folder: Path,
     progress: Progress,
-    rate: float | None = None,
+    rates: Mapping[Stage, float],
 ) -> TrainRecord:
     """Train one stage; it resumes by itself."""
-    recipe = study.recipe(arm, seed, stage, model, folder / stage, rate)
+    recipe = study.recipe(arm, seed, stage, model, folder / stage, rates.get(stage))
     return train(recipe, stage, progress=progress)

@@ -12,6 +12,7 @@ from deepen.comparison.arm import Arm
 from deepen.comparison.making import make
 from deepen.comparison.study import RateSearch, Study, listed
 from deepen.evaluation.evaluate import evaluate
+from deepen.training.recipe import Recipe, Stage
 from deepen.training.run import train
 
 Losses = Mapping[float, float | None]
@@ -21,12 +22,15 @@ SEARCH = "search"
 """Name of the folder in which rates are tried."""
 
 
-def searched(study: Study, arm: Arm) -> bool:
+def searched(study: Study, arm: Arm, stage: Stage) -> bool:
     """Whether an arm's learning rate is chosen by search."""
-    return study.rates is not None and "learning_rate" not in arm.training
+    own = arm.training if stage == "cpt" else arm.fine_tuning
+    return study.rate_search(stage) is not None and "learning_rate" not in own
 
 
-def search(study: Study, arm: Arm, progress: Progress) -> dict[float, float | None]:
+def search(
+    study: Study, arm: Arm, stage: Stage, progress: Progress, pre_trained_at: float | None = None
+) -> dict[float, float | None]:
     """Train an arm at one learning rate after the other, until the best is not at an end.
 
     What an interrupted search found is found again.
@@ -34,7 +38,9 @@ def search(study: Study, arm: Arm, progress: Progress) -> dict[float, float | No
     Args:
         study: A settled study.
         arm: One of its arms.
+        stage: Whose rate is chosen.
         progress: Called with the stage and the finished share of it.
+        pre_trained_at: For fine-tuning, the rate that was chosen for pre-training, if it was.
 
     Returns:
         Learning rate → mean loss over the search's texts.
@@ -42,18 +48,27 @@ def search(study: Study, arm: Arm, progress: Progress) -> dict[float, float | No
     Raises:
         DeepenError: The base, the data or a text cannot be used.
     """
-    assert study.rates is not None
-    folder = Path(study.output) / SEARCH / arm.folder
+    asked = study.rate_search(stage)
+    assert asked is not None
+    folder = Path(study.output) / SEARCH / arm.folder / stage
     folder.mkdir(parents=True, exist_ok=True)
-    model = make(study, arm, study.rates.seed, folder, progress).model
+    model = make(study, arm, asked.seed, folder, progress).model
+    if stage == "sft":
+        run = folder / "cpt"
+        recipe = study.recipe(arm, asked.seed, "cpt", model, run, pre_trained_at)
+        train(recipe, "cpt", progress=progress)
+        model = run / "model"
     losses: dict[float, float | None] = {}
-    waiting = list(dict.fromkeys(arm.rates or study.rates.grid))
+    own = arm.rates if stage == "cpt" else []
+    waiting = list(dict.fromkeys(own or asked.grid))
     while waiting:
         rate = waiting.pop(0)
-        losses[rate] = _loss_at(study, study.rates, arm, model, rate, folder, progress)
-        if not waiting and len(losses) < study.rates.most:
+        recipe = study.recipe(arm, asked.seed, stage, model, folder / f"{rate:g}", rate)
+        losses[rate] = _loss_at(study, asked, recipe, stage, progress)
+        if not waiting and len(losses) < asked.most:
             further = beyond(losses)
             waiting = [] if further is None else [further]
+    shutil.rmtree(folder / "cpt", ignore_errors=True)
     return losses
 
 
@@ -84,21 +99,16 @@ def best_rate(losses: Losses) -> float | None:
 
 
 def _loss_at(
-    study: Study,
-    asked: RateSearch,
-    arm: Arm,
-    model: Path | str,
-    rate: float,
-    folder: Path,
-    progress: Progress,
+    study: Study, asked: RateSearch, recipe: Recipe, stage: Stage, progress: Progress
 ) -> float | None:
     """Train at one rate and score; ``None`` if training diverged."""
-    kept, run = folder / f"{rate:g}.txt", folder / f"{rate:g}"
+    run = Path(recipe.output)
+    kept = run.with_name(f"{run.name}.txt")
     if kept.is_file():
         text = kept.read_text(encoding="utf-8")
         return None if text == "diverged" else float(text)
     try:
-        train(study.recipe(arm, asked.seed, "cpt", model, run, rate), "cpt", progress=progress)
+        train(recipe, stage, progress=progress)
         found = evaluate(
             run / "model",
             perplexity=listed(asked.text),

@@ -1,5 +1,6 @@
 """What a study leaves in its folder, and how it is read back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -7,8 +8,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from deepen.common.errors import DeepenError
 from deepen.records.study import ArmRecord, StudySummary
+from deepen.training.recipe import Stage
 
-RECORDS, SUMMARY, RATES = "records.jsonl", "summary.json", "rates.json"
+RECORDS, SUMMARY = "records.jsonl", "summary.json"
+RATES: Mapping[Stage, str] = {"cpt": "rates.json", "sft": "fine-tuning-rates.json"}
+"""Stage → file with what the search for its learning rates found."""
 
 _RATES = TypeAdapter(dict[str, dict[str, float | None]])
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -25,13 +29,13 @@ def read_records(folder: Path) -> list[ArmRecord]:
     return [_parse(ArmRecord, line, file) for line in lines]
 
 
-def read_rates(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Read what a study's search for learning rates found: label → rate → loss.
+def read_rates(folder: Path, stage: Stage = "cpt") -> dict[str, dict[str, float | None]]:
+    """Read what a study's search for a stage's learning rates found: label → rate → loss.
 
     Raises:
         DeepenError: The file is damaged.
     """
-    file = folder / RATES
+    file = folder / RATES[stage]
     if not file.is_file():
         return {}
     try:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -23,9 +23,11 @@ from deepen.comparison.settle import settle
 from deepen.comparison.statistics import fine_tuned
 from deepen.comparison.study import ARMS, Study, checked, difference
 from deepen.records.study import ArmRecord, StudySummary
+from deepen.training.recipe import Stage
 
 _STUDY = "study.yaml"
 _ERROR = "error.txt"
+_RATE: Mapping[Stage, str] = {"cpt": "learning rate", "sft": "learning rate of fine-tuning"}
 
 
 def compare(
@@ -64,9 +66,11 @@ def compare(
     wanted = [(arm, seed) for seed in study.seeds for arm in study.all_arms]
     done = {(record.arm, record.seed) for record in records}
     todo = [(arm, seed) for arm, seed in wanted if (arm.name, seed) not in done]
-    rates = _choose_rates(study, folder, [arm for arm, _ in todo], jobs, progress, tell)
+    arms, chosen = [arm for arm, _ in todo], dict[Stage, dict[str, float]]()
+    for stage in _RATE:
+        chosen[stage] = _choose_rates(study, stage, arms, chosen, jobs, progress, tell)
     count = len(wanted) - len(todo)
-    with closing(_run_all(study, todo, rates, jobs, progress)) as finished:
+    with closing(_run_all(study, todo, chosen, jobs, progress)) as finished:
         for arm, seed, record in finished:
             records = _in_order(study, [*records, record])
             _save(study, folder, records)
@@ -118,6 +122,9 @@ def _save(study: Study, folder: Path, records: Sequence[ArmRecord]) -> StudySumm
         arms=names,
         roles={arm.name: study.role(arm) for arm in study.all_arms},
         rates={arm: tried for arm, tried in read_rates(folder).items() if arm in names},
+        fine_tuning_rates={
+            arm: tried for arm, tried in read_rates(folder, "sft").items() if arm in names
+        },
         seeds=study.seeds,
         differences=paired_differences(own, names),
         fine_tuned_differences=paired_differences(fine_tuned(own), names),
@@ -143,31 +150,42 @@ def _sentence(record: ArmRecord) -> str:
 
 def _choose_rates(
     study: Study,
-    folder: Path,
+    stage: Stage,
     arms: Sequence[Arm],
+    before: Mapping[Stage, Mapping[str, float]],
     jobs: int | None,
     progress: Progress,
     tell: Callable[[str], None],
 ) -> dict[str, float]:
-    """Return the learning rate of every arm that the study has searched; the rest has its own.
+    """Return a stage's learning rate for every arm that is searched; the rest has its own.
+
+    Args:
+        study: The study.
+        stage: The stage.
+        arms: The arms that are to run.
+        before: The rates of earlier stages.
+        jobs: As in ``compare``.
+        progress: As in ``compare``.
+        tell: As in ``compare``.
 
     Raises:
         DeepenError: A search failed, or an arm diverged at every rate.
     """
-    known = read_rates(folder)
-    todo = {a.name: a for a in arms if searched(study, a) and a.name not in known}
+    if study.rate_search(stage) is None:
+        return {}
+    folder, known = Path(study.output), read_rates(Path(study.output), stage)
+    todo = {a.name: a for a in arms if searched(study, a, stage) and a.name not in known}
     given, places = study.model_dump_json(exclude_unset=True), study.all_arms
-    calls = {
-        Call(f"{name}, learning rate", search_apart, (given, places.index(arm))): arm
-        for name, arm in todo.items()
-    }
+    calls: dict[Call, Arm] = {}
+    for name, arm in todo.items():
+        arguments = (given, places.index(arm), stage, before.get("cpt", {}).get(name))
+        calls[Call(f"{name}, {_RATE[stage]}", search_apart, arguments)] = arm
     for call, found in _apart(study, calls, jobs, progress):
         name, tried = calls[call].name, json.loads(found)
-        known = read_rates(folder) | {name: tried}
-        write_whole(folder / RATES, json.dumps(known, indent=2) + "\n")
-        tell(f"{name}: {_tried(tried)}")
-    chosen = {arm.name: _best(arm.name, known[arm.name]) for arm in arms if arm.name in known}
-    return chosen if study.rates else {}
+        known = read_rates(folder, stage) | {name: tried}
+        write_whole(folder / RATES[stage], json.dumps(known, indent=2) + "\n")
+        tell(f"{name}: {_tried(tried)}{' after fine-tuning' if stage == 'sft' else ''}")
+    return {arm.name: _best(arm.name, known[arm.name]) for arm in arms if arm.name in known}
 
 
 def _tried(losses: dict[str, float | None]) -> str:
@@ -187,8 +205,8 @@ def _best(arm: str, losses: dict[str, float | None]) -> float:
     rate = best_rate({float(rate): loss for rate, loss in losses.items()})
     if rate is None:
         raise DeepenError(
-            f"Arm {arm!r} diverged at every learning rate that was tried; give lower ones, as "
-            f"rates.grid or as the arm's own rates, in another output."
+            f"Arm {arm!r} diverged at every learning rate that was tried; give lower ones as a "
+            f"grid, or the arm rates of its own, in another output."
         )
     return rate
 
@@ -196,7 +214,7 @@ def _best(arm: str, losses: dict[str, float | None]) -> float:
 def _run_all(
     study: Study,
     todo: Sequence[tuple[Arm, int]],
-    rates: dict[str, float],
+    chosen: Mapping[Stage, Mapping[str, float]],
     jobs: int | None,
     progress: Progress,
 ) -> Generator[tuple[Arm, int, ArmRecord]]:
@@ -208,7 +226,8 @@ def _run_all(
     given, arms = study.model_dump_json(exclude_unset=True), study.all_arms
     calls: dict[Call, Arm] = {}
     for arm, seed in todo:
-        arguments = (given, arms.index(arm), seed, rates.get(arm.name))
+        rates = {stage: of[arm.name] for stage, of in chosen.items() if arm.name in of}
+        arguments = (given, arms.index(arm), seed, json.dumps(rates))
         calls[Call(f"{arm.name}, seed {seed}", run_arm_apart, arguments)] = arm
     for call, record in _apart(study, calls, jobs, progress):
         found = ArmRecord.model_validate_json(record)

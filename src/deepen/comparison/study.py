@@ -85,25 +85,16 @@ def listed(files: Files) -> list[str]:
     return [files] if isinstance(files, str) else files
 
 
-class FineTuning(Settings):
-    """Supervised fine-tuning after continual pre-training, alike for every arm."""
-
-    data: DataConfig
-    """Rows, as in a recipe."""
-    training: TrainingConfig = TrainingConfig()
-    """How to train, as in a recipe."""
-
-
 class RateSearch(Settings):
-    """How each arm's learning rate of pre-training is chosen: by what a seed of its own comes to.
+    """How each arm's learning rate is chosen: by what a seed of its own comes to.
 
     Arms that name a rate of their own keep it.
     """
 
     grid: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Rates that are tried first; an arm's own ``rates`` go before them."""
+    """Rates that are tried first; in pre-training an arm's own ``rates`` go before them."""
     text: Files
-    """Held-out text that the loss is taken on; not one that arms are scored on."""
+    """Held-out text, or chat rows, that the loss is taken on; not what arms are scored on."""
     seed: int
     """Seed of the search; not one of the study's."""
     most: Annotated[int, Field(ge=1)] = 8
@@ -111,6 +102,18 @@ class RateSearch(Settings):
     one beyond it follows."""
     max_tokens: int | None = None
     """Tokens of each text; by default as in the evaluation."""
+
+
+class FineTuning(Settings):
+    """Supervised fine-tuning after continual pre-training, alike for every arm."""
+
+    data: DataConfig
+    """Rows, as in a recipe."""
+    training: TrainingConfig = TrainingConfig()
+    """How to train, as in a recipe."""
+    rates: RateSearch | None = None
+    """How each arm's learning rate of fine-tuning is chosen, after it was pre-trained at its own
+    rate on the search's seed; by default all arms have that of ``training``."""
 
 
 class Study(Settings):
@@ -133,7 +136,8 @@ class Study(Settings):
     replay: Files = Field(default_factory=list)
     """Old text for training: where the sequences come from that arms replay."""
     rates: RateSearch | None = None
-    """How each arm's learning rate is chosen; by default all arms have that of ``training``."""
+    """How each arm's learning rate of pre-training is chosen; by default all arms have that of
+    ``training``."""
     budget: Literal["tokens", "flops"] = "tokens"
     """What all arms have alike: the tokens that they train on, or the FLOPs of the reference, so
     that an arm that costs less for a token trains longer."""
@@ -169,6 +173,12 @@ class Study(Settings):
         plain = [one for one in whole if not one.replay]
         return "reference" if arm.name == (plain or whole or bases)[0].name else "alternative"
 
+    def rate_search(self, stage: Stage) -> RateSearch | None:
+        """Return how learning rates of a stage are chosen, if they are."""
+        if stage == "cpt":
+            return self.rates
+        return self.fine_tuning.rates if self.fine_tuning else None
+
     def arm_folder(self, arm: Arm, seed: int) -> Path:
         """Return where an arm works."""
         return Path(self.output) / ARMS / arm.folder / f"seed-{seed}"
@@ -190,15 +200,15 @@ class Study(Settings):
             stage: Pre-training, or the fine-tuning that follows it.
             model: The checkpoint to train.
             out: The run's folder.
-            rate: Learning rate that was chosen for the arm's pre-training.
+            rate: Learning rate that was chosen for the arm and the stage.
         """
         if stage == "cpt":
             data, training, own = self.data, self.training, dict(arm.training)
-            own |= {} if rate is None else {"learning_rate": rate}
         else:
             assert self.fine_tuning is not None
             data, training = self.fine_tuning.data, self.fine_tuning.training
             own = {k: v for k, v in arm.training.items() if k in PARTS} | arm.fine_tuning
+        own |= {} if rate is None else {"learning_rate": rate}
         tree = training.model_dump(exclude_unset=True) | own
         training = validate(TrainingConfig, tree, f"training of arm {arm.name!r}")
         if arm.method == BASE and training.trains == "auto":
@@ -234,11 +244,15 @@ def checked(study: Study) -> Study:
     _check_names(study)
     if len(set(study.seeds)) < len(study.seeds):
         raise DeepenError("The study names a seed twice; give each once.")
-    if study.rates and study.rates.seed in study.seeds:
-        raise DeepenError(
-            f"Learning rates are chosen with seed {study.rates.seed} (rates.seed), which is one of "
-            f"the study's seeds; give the search a seed of its own."
-        )
+    for key, search in (
+        ("rates", study.rate_search("cpt")),
+        ("fine_tuning.rates", study.rate_search("sft")),
+    ):
+        if search and search.seed in study.seeds:
+            raise DeepenError(
+                f"Learning rates are chosen with seed {search.seed} ({key}.seed), which is one of "
+                f"the study's seeds; give the search a seed of its own."
+            )
     files = Counter(file_name(file) for file, _ in study.evaluation.texts)
     if twice := [name for name, count in files.items() if count > 1]:
         raise DeepenError(f"Two texts of the evaluation are called {twice[0]!r}; rename one.")

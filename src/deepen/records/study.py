@@ -79,6 +79,8 @@ class StudySummary(Record):
     rates: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """Label → learning rate → loss on the text that rates are chosen on, ``None`` where training
     diverged; empty where the study chose none."""
+    fine_tuning_rates: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """The same for fine-tuning."""
     seeds: list[int]
     """Seeds of the study."""
     differences: list[PairedDifference]

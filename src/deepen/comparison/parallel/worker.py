@@ -4,34 +4,42 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepen.common.progress import Progress
+    from deepen.training.recipe import Stage
 
 
-def run_arm_apart(study: str, arm: int, seed: int, rate: float | None, progress: "Progress") -> str:
+def run_arm_apart(study: str, arm: int, seed: int, rates: str, progress: "Progress") -> str:
     """Run one arm.
 
     Args:
         study: The settled study as JSON.
         arm: Which of its arms.
         seed: Which of its seeds.
-        rate: The learning rate that was chosen for it, if it was.
+        rates: The learning rates that were chosen for it, by stage, as JSON.
         progress: Called with the stage and the finished share of it.
 
     Returns:
         The ``ArmRecord`` as JSON.
     """
+    import json
+
     from deepen.comparison.arms import run_arm
     from deepen.comparison.study import Study
 
     given = Study.model_validate_json(study)
-    return run_arm(given, given.all_arms[arm], seed, progress, rate).model_dump_json()
+    record = run_arm(given, given.all_arms[arm], seed, progress, json.loads(rates))
+    return record.model_dump_json()
 
 
-def search_apart(study: str, arm: int, progress: "Progress") -> str:
+def search_apart(
+    study: str, arm: int, stage: "Stage", rate: float | None, progress: "Progress"
+) -> str:
     """Try learning rates for one arm.
 
     Args:
         study: The settled study as JSON.
         arm: Which of its arms.
+        stage: Whose rate is chosen.
+        rate: For fine-tuning, the rate that was chosen for pre-training, if it was.
         progress: Called with the stage and the finished share of it.
 
     Returns:
@@ -43,4 +51,4 @@ def search_apart(study: str, arm: int, progress: "Progress") -> str:
     from deepen.comparison.study import Study
 
     given = Study.model_validate_json(study)
-    return json.dumps(search(given, given.all_arms[arm], progress))
+    return json.dumps(search(given, given.all_arms[arm], stage, progress, rate))
