@@ -64,7 +64,7 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "terms": _terms(records, summary),
         "named_pairs": results.chosen_pairs(pairs, shown, "Pairs that the study names"),
         "stretches": tables.stretches(records, arms),
-        "rates": [table for table in [rates(summary.rates, "pre-training")] if table],
+        "rates": list(filter(None, _searches(summary))),
         "tuned": tuned.together(main, "After fine-tuning") if complete else None,
         "title": _title(records, summary),
         "facts": _facts(records, summary),
@@ -176,6 +176,12 @@ def _headline_scores(main: Sequence[Score]) -> list[Score]:
     texts = [score for score in main if score.metric == "token_perplexity"]
     tasks = [score for score in main if score.kind == "task"]
     return [*texts[:3], *tasks[-1:]]
+
+
+def _searches(summary: StudySummary) -> list[Table | None]:
+    """Write the searches for learning rates, stage by stage."""
+    tried = {"pre-training": summary.rates, "fine-tuning": summary.fine_tuning_rates}
+    return [rates(found, stage) for stage, found in tried.items()]
 
 
 def _headline(results: Results, score: Score) -> Headline:
