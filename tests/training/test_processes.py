@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def launch(kind: str, folder: Path, *options: str, kill: bool = False) -> str:
             for kind in ("MULTI_CPU", "FSDP")
             for settings in ({"lora": {"rank": 2}}, {"neurons": 5})
         ),
+        pytest.param("MULTI_CPU", {"trunk_cache": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -84,6 +86,7 @@ def test_two_processes_train_as_one(
     assert (two.processes, one.processes) == (2, 1)
     assert two.tokens == one.tokens
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert two.trunk == (one.trunk and one.trunk.model_copy(update={"seconds": ANY}))
 
     # The trained model reloads, and is the one that one process trains.
     assert tiny.load(folder / "model").config.num_hidden_layers == 8

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class NotKeptError(Exception):
@@ -35,6 +35,7 @@ class Bypass:
         """
         self._module, self._below, self._above = module, blocks[:below], blocks[below:]
         self._shapes: dict[int, Callable[[Tensor], Any]] = {}
+        self._held: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._state: Tensor | None = None
 
     def compute(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -47,7 +48,7 @@ class Bypass:
             The state that leaves the trunk, [sequences, tokens, hidden].
 
         Raises:
-            NotKeptError: A block hands on more than one state, or a state of another shape.
+            NotKeptError: There is no such state.
         """
         states: list[Tensor] = []
 
@@ -70,7 +71,7 @@ class Bypass:
             for hook in hooks:
                 hook.remove()
         if not states:
-            raise NotKeptError("the model does not run its blocks one after another")
+            raise NotKeptError("its blocks do not hand on one state after another")
         if states[0].ndim != 3 or states[0].shape[:2] != batch["input_ids"].shape:
             raise NotKeptError("a state of its blocks is not one vector for each token")
         return states[0]
@@ -98,23 +99,27 @@ class Bypass:
         """Pass the blocks by from now on; each call of the module needs a state."""
         for place, block in enumerate(self._below):
             own = self._hand_in if place == len(self._below) - 1 else _pass_on
-            # An instance's own forward hides its class's; all else that a block is stays there.
+            # An instance's own forward hides its class's; what a block says of itself stays there.
             block.forward = partial(own, self._shapes[place])
+            for held in _holders(block):
+                self._held.append((held, dict(held)))
+                held.clear()
 
     def switch_off(self) -> None:
         """Run the blocks again."""
         for block in self._below:
             block.__dict__.pop("forward", None)
+        for held, contents in self._held:
+            held.update(contents)
+        self._held.clear()
+
+    def free(self) -> None:
+        """Forget what blocks hold that are passed by; they cannot be run again."""
+        self._held.clear()
 
     def give(self, state: Tensor) -> None:
         """Set the state for the next call of the module, [sequences, tokens, hidden]."""
         self._state = state
-
-    def free(self) -> None:
-        """Take the blocks that are passed by out of memory; they cannot be run again."""
-        for block in self._below:
-            for held in (block._modules, block._parameters, block._buffers):
-                held.clear()
 
     def _hand_in(self, shape: Callable[[Tensor], Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return the state that was given, whatever comes in."""
@@ -122,6 +127,11 @@ class Bypass:
             raise RuntimeError("the trunk is passed by, and no state was given for this call")
         state, self._state = self._state, None
         return shape(state)
+
+
+def _holders(block: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Return where a block holds its weights."""
+    return block._modules, block._parameters, block._buffers
 
 
 def _pass_on(shape: Callable[[Tensor], Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -132,15 +142,18 @@ def _pass_on(shape: Callable[[Tensor], Any], *args: Any, **kwargs: Any) -> Any: 
 def _state_in(output: object) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Find the state in what a block returns, and how to return another one likewise.
 
+    Other tensors, such as attention's weights, are left out then: if a block above reads one, the
+    proof shows it.
+
     Raises:
-        NotKeptError: There is none, or more than one tensor.
+        NotKeptError: There is none.
     """
     if isinstance(output, Tensor):
         return output, _itself
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    if type(output) is tuple and len(tensors) == 1 and output[0] is tensors[0]:
-        return tensors[0], partial(_before, output[1:])
-    raise NotKeptError("a block of it hands on more than one state")
+    if type(output) is tuple and output and isinstance(output[0], Tensor):
+        rest = tree_map(lambda leaf: None if isinstance(leaf, Tensor) else leaf, output[1:])
+        return output[0], partial(_before, rest)
+    raise NotKeptError("its blocks do not hand on one state after another")
 
 
 def _itself(state: Tensor) -> Tensor:
