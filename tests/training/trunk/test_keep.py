@@ -16,7 +16,7 @@ from cases import CASES
 from deepen.common.errors import DeepenError
 from deepen.records.training import TrainRecord, TrunkRecord
 from deepen.training import train
-from runs import Make, interrupted, losses
+from runs import Interrupted, Make, interrupted, losses
 
 PASSES = {"max_steps": 26, "save_every": 10}
 """104 sequences of 99: a second pass begins."""
@@ -131,12 +131,24 @@ def test_each_source_of_a_mixture_has_its_own_states(
     assert same(record, train(recipe(mixed, "plain", trunk_cache=False), "cpt"))
 
 
-@pytest.mark.parametrize("step", [1, 5])
-def test_a_killed_run_goes_on_above_its_trunk(recipe: Make, step: int) -> None:
+def test_a_killed_run_goes_on_above_its_trunk(recipe: Make) -> None:
     expected = train(recipe(output="whole", trunk_cache=False), "cpt")
-    record = interrupted(recipe, step, trunk_cache=True)
+    record = interrupted(recipe, 5, trunk_cache=True)
+    assert record.resumed_from_step == 4
     assert kept(record).computed == 0
     assert same(record, expected)
+
+
+def test_a_run_killed_before_its_states_are_all_there_computes_the_rest(recipe: Make) -> None:
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("trunk") and share >= 0.5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(recipe(trunk_cache=True), "cpt", progress=progress)
+    record = train(recipe(trunk_cache=True), "cpt")
+    assert kept(record).computed == 12
+    assert same(record, train(recipe(output="whole", trunk_cache=False), "cpt"))
 
 
 def test_a_disk_that_fills_up_ends_no_run(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
