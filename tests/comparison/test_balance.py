@@ -122,6 +122,34 @@ def test_the_front_is_what_nobody_beats(seed):
         assert front(again, labels) == found
 
 
+def test_equal_on_one_side_and_worse_on_the_other_is_beaten():
+    records, arms = with_gains([[(0.5, 0.1)], [(0.4, 0.1)], [(0.5, 0.2)], [(0.5, 0.1)]])
+    assert front(records, arms) == [arms[0], arms[3]]
+
+
+def test_a_task_s_perplexity_is_no_part_of_the_mean_of_tasks():
+    records, _ = studies.sided_study(arms=["trained on", "lora"], seeds=(0,), tasks=True)
+
+    def with_perplexity(scores, value):
+        update = {"task": "lambada", "metric": "perplexity", "higher_is_better": False}
+        task = scores.tasks[0].model_copy(update=update | {"value": value})
+        return scores.model_copy(update={"tasks": [*scores.tasks, task]})
+
+    more = [
+        r.model_copy(
+            update={
+                "before": with_perplexity(r.before, 30.0),
+                "after": with_perplexity(r.after, 20.0),
+            }
+        )
+        for r in records
+    ]
+    plain, own = balance.all_changes(records), balance.all_changes(more)
+    for run, found in own.items():
+        assert found["learned of lambada"] == 10.0
+        assert found["learned in tasks"] == plain[run]["learned in tasks"]
+
+
 def test_the_front_holds_means_over_seeds_and_may_be_of_tasks():
     swings = [[(0.5, 0.1), (0.1, 0.3)], [(0.2, 0.15), (0.35, 0.2)]]
     records, arms = with_gains(swings, seeds=(0, 1))

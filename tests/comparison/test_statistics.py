@@ -8,6 +8,7 @@ from scipy import stats
 import studies
 from deepen.comparison import statistics as aggregate
 from deepen.comparison.balance import paired_differences
+from deepen.records.training import TrunkRecord
 
 
 def test_paired_intervals_are_scipy_s():
@@ -37,3 +38,25 @@ def test_only_seeds_that_both_arms_have_are_paired():
     assert {d.seeds for d in differences if "lesa" in (d.arm, d.other)} == {2}
     assert {d.seeds for d in differences if "lesa" not in (d.arm, d.other)} == {3}
     assert len({(d.arm, d.other) for d in differences}) == 6 + 15
+
+
+def test_curves_are_subtracted_where_both_runs_read_the_same_sequences():
+    records, _ = studies.sided_study(seeds=(0, 1))
+    base = aggregate.of_arm(records, "trained on")
+    assert aggregate.loss_against(aggregate.of_arm(records, "lora (replay=0.25)"), base) == []
+    curve = aggregate.loss_against(aggregate.of_arm(records, "lora"), base)
+    points = [
+        [r.train.curve[-1].loss_nats_per_token for r in aggregate.of_arm(records, arm)]
+        for arm in ("lora", "trained on")
+    ]
+    means = [statistics.fmean(losses) for losses in points]
+    assert curve[-1].value.mean == pytest.approx(means[0] - means[1])
+
+
+def test_cost_counts_the_first_pass_through_a_trunk():
+    run = studies.sided_record("lora", 0, 0).train
+    assert aggregate.seconds(run) == run.wall_seconds
+    trunk = TrunkRecord(blocks=9, sequences=9, computed=9, stored_bytes=9, seconds=7.0)
+    longer = run.model_copy(update={"trunk": trunk})
+    assert aggregate.seconds(longer) == run.wall_seconds + 7.0
+    assert aggregate.flops(run) == run.flops_per_token * run.tokens
