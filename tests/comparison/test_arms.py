@@ -62,6 +62,17 @@ def test_an_arm_s_record_holds_the_alignment_of_parents_that_were_fused(folder, 
     assert again.blocks == alignment.blocks
 
 
+def test_arms_with_a_trunk_in_common_are_scored_above_it(folder):
+    found = {}
+    for cache in ("auto", False):
+        training = {"max_steps": 1, "batch_size": 2, "report_to": "none", "trunk_cache": cache}
+        given = study(folder, "random", f"cache-{cache}", training=training, alignment=False)
+        found[cache] = run_arm(given, given.all_arms[1], 0, silent).after.texts
+        kept = list((folder / f"cache-{cache}" / "tokens" / "scored").glob("*"))
+        assert len(kept) == (cache == "auto")
+    assert found["auto"] == found[False]
+
+
 def test_copies_are_not_even_opened(folder):
     given = study(folder, "llama-pro", "copies")
     assert align(given) is None

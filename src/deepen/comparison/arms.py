@@ -15,6 +15,7 @@ from deepen.comparison.arm import Arm
 from deepen.comparison.making import Made, make
 from deepen.comparison.study import EvaluationConfig, Study
 from deepen.evaluation.evaluate import evaluate
+from deepen.evaluation.trunk import TrunkStates
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import GrowRecord
@@ -55,12 +56,14 @@ def run_arm(
     before = _before(study, made, seed, progress)
     trained = _train(study, arm, seed, "cpt", made.model, folder, progress, rates)
     model = folder / "cpt" / "model"
-    after = _score(study.evaluation, model, seed, folder / "after.json", progress)
+    kept, trunk = folder / "after.json", trunk_below(study, trained)
+    after = _score(study.evaluation, model, seed, kept, progress, trunk)
     tuned = after_tuning = None
     if study.fine_tuning is not None:
         tuned = _train(study, arm, seed, "sft", model, folder, progress, rates)
         model, kept = folder / "sft" / "model", folder / "after-fine-tuning.json"
-        after_tuning = _score(study.evaluation, model, seed, kept, progress)
+        trunk = trunk_below(study, trained, tuned)
+        after_tuning = _score(study.evaluation, model, seed, kept, progress, trunk)
     return ArmRecord(
         arm=arm.name,
         role=study.role(arm),
@@ -117,8 +120,26 @@ def _align(
     return record
 
 
+def trunk_below(study: Study, *trained: TrainRecord) -> TrunkStates | None:
+    """Say which blocks of a trained model other arms may have in common, and where states are kept.
+
+    Args:
+        study: The study.
+        trained: How the model was trained, stage by stage.
+    """
+    if study.training.trunk_cache is False:
+        return None
+    lowest = min(min(record.trainable_blocks, default=0) for record in trained)
+    return TrunkStates(Path(study.output) / "tokens" / "scored", lowest)
+
+
 def _score(
-    config: EvaluationConfig, model: Path | str, seed: int, kept: Path, progress: Progress
+    config: EvaluationConfig,
+    model: Path | str,
+    seed: int,
+    kept: Path,
+    progress: Progress,
+    trunk: TrunkStates | None = None,
 ) -> EvalRecord:
     """Evaluate a model, unless an interrupted run has."""
     if kept.is_file():
@@ -135,6 +156,7 @@ def _score(
         limit=config.limit,
         shots=config.shots,
         seed=seed,
+        trunk=trunk,
         progress=progress,
     )
     texts = [

@@ -9,6 +9,7 @@ from deepen.common.errors import DivergedError
 from deepen.common.files import write_whole
 from deepen.common.progress import Progress
 from deepen.comparison.arm import Arm
+from deepen.comparison.arms import trunk_below
 from deepen.comparison.making import make
 from deepen.comparison.study import RateSearch, Study, listed
 from deepen.evaluation.evaluate import evaluate
@@ -108,13 +109,14 @@ def _loss_at(
         text = kept.read_text(encoding="utf-8")
         return None if text == "diverged" else float(text)
     try:
-        train(recipe, stage, progress=progress)
+        trained = train(recipe, stage, progress=progress)
         found = evaluate(
             run / "model",
             perplexity=listed(asked.text),
             max_tokens=asked.max_tokens or study.evaluation.max_tokens,
             sequence_length=study.evaluation.sequence_length,
             batch_size=study.evaluation.batch_size,
+            trunk=trunk_below(study, trained),
             progress=progress,
         )
         loss: float | None = fmean(text.loss_nats_per_token for text in found.texts)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from deepen.common.quiet import quiet_transformers
 from deepen.common.system import versions
 from deepen.evaluation import harness
 from deepen.evaluation import perplexity as texts
+from deepen.evaluation.trunk import Trunk, TrunkStates
 from deepen.records.evaluation import EvalRecord, TaskScore, TextScore
 
 LONGEST_DEFAULT = 2048
@@ -38,6 +40,7 @@ def evaluate(
     shots: int = 0,
     seed: int = 0,
     device: str = "auto",
+    trunk: TrunkStates | None = None,
     progress: Progress = silent,
 ) -> EvalRecord:
     """Measure a model's loss on text files and its scores in tasks.
@@ -60,6 +63,8 @@ def evaluate(
         shots: Examples in the prompt of a task.
         seed: Seed of drawing these examples.
         device: Where to compute.
+        trunk: Where states of the blocks at the bottom are kept for other models that have them,
+            and how far up; losses are the same to the last bit.
         progress: Called with the stage and the finished share of it.
 
     Raises:
@@ -75,9 +80,8 @@ def evaluate(
         texts.read(Path(file), tokenizer, max_tokens, longest_chat=length) for file in perplexity
     ]
     module = _load(source, devices.choose(device))
-    scored = [
-        texts.score(module, text, length, batch_size, progress=progress) for text in documents
-    ]
+    kept = Trunk.of(module, source, trunk, documents[0]) if trunk and documents else None
+    scored = [_score(module, text, length, batch_size, kept, progress) for text in documents]
     settings = harness.TaskSettings(batch_size, sequence_length, limit, shots, seed)
     answered = harness.run(chosen, module, tokenizer, settings, progress)
     seconds = time.perf_counter() - started
@@ -120,6 +124,20 @@ def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401
     with quiet_transformers():
         module: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
     return module.to(where).eval()
+
+
+def _score(
+    module: Any,  # noqa: ANN401 (a class of transformers)
+    text: texts.Text,
+    length: int,
+    batch_size: int,
+    trunk: Trunk | None,
+    progress: Progress,
+) -> TextScore:
+    """Measure the loss on a text, above the trunk's states if there are some."""
+    over = trunk.passed_by(module, text, length, batch_size) if trunk else nullcontext(None)
+    with over as logits:
+        return texts.score(module, text, length, batch_size, logits=logits, progress=progress)
 
 
 def _record(

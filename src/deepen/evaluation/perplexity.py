@@ -11,7 +11,7 @@ its window holds. Bytes are those of the predicted tokens' text: everything but 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from deepen.records.evaluation import TextScore
 from deepen.training.data.chat import IGNORED
 
 _LEAST_FULL = 15 / 16  # of the longest window of a batch, for chats, whose lengths differ
+
+Logits = Callable[[Tensor], Tensor]
+"""Token ids ``[batch, length]`` → logits ``[batch, length, vocabulary]``."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,37 @@ def _read_chats(
     return Text(file.name, sha256, ids, sum(nbytes for _, nbytes in read), labels)
 
 
+def plain_logits(module: Any) -> Logits:  # noqa: ANN401 (a class of transformers)
+    """Return what computes a module's logits."""
+    return lambda inputs: module(inputs.to(module.device), use_cache=False).logits
+
+
 def score(
     module: Any,  # noqa: ANN401 (a class of transformers)
     text: Text,
     sequence_length: int,
     batch_size: int,
     *,
+    logits: Logits | None = None,
     progress: Progress = silent,
 ) -> TextScore:
     """Measure a causal language model's loss on a text.
 
+    Args:
+        module: The model.
+        text: The text.
+        sequence_length: Tokens in a window of a document.
+        batch_size: Windows in a forward pass, at most.
+        logits: What computes them, by default the module as it stands.
+        progress: Called with the stage and the finished share of it.
+
     Raises:
         DivergedError: The loss is not finite.
     """
-    total, done = 0.0, 0
+    total, done, logits = 0.0, 0, logits or plain_logits(module)
     for inputs, targets in _batches(text, sequence_length, batch_size):
         progress(f"{text.file}: predicting", done / text.tokens)
-        total += _loss(module, inputs, targets)
+        total += _loss(logits, inputs, targets)
         done += int((targets != IGNORED).sum())
     progress(f"{text.file}: predicting", 1.0)
     mean = total / text.tokens
@@ -250,9 +267,8 @@ def _groups(
 
 
 @torch.no_grad()
-def _loss(module: Any, inputs: Tensor, targets: Tensor) -> float:  # noqa: ANN401
+def _loss(logits: Logits, inputs: Tensor, targets: Tensor) -> float:
     """Return the sum of a batch's losses in nats."""
-    logits = module(inputs.to(module.device), use_cache=False).logits
     # Sequence by sequence: logits of a whole batch in float32 may not fit.
     return sum(
         float(
@@ -262,5 +278,5 @@ def _loss(module: Any, inputs: Tensor, targets: Tensor) -> float:  # noqa: ANN40
             .double()
             .sum()
         )
-        for row, target in zip(logits, targets, strict=True)
+        for row, target in zip(logits(inputs), targets, strict=True)
     )
