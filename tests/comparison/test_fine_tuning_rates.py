@@ -113,3 +113,13 @@ def test_the_search_of_fine_tuning_has_a_seed_of_its_own(folder):
     study = given(folder, seeds=[SEED], rates=None)
     with pytest.raises(DeepenError, match=r"fine_tuning\.rates\.seed"):
         checked(study)
+
+
+def test_a_text_that_cannot_be_scored_ends_a_study_before_it_begins(folder, tmp_path):
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (folder / "talk.jsonl").write_text(json.dumps(talk))
+    for name, sentence in (("talk.jsonl", "no chat template"), ("gone.txt", "cannot be read")):
+        study = given(folder, evaluation={"old": str(folder / name)}, output=str(tmp_path / "out"))
+        with pytest.raises(DeepenError, match=sentence):
+            compare(study)
+        assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from deepen.comparison.parallel.sharing import Environment, gpus, slots
 from deepen.comparison.parallel.worker import run_arm_apart, search_apart
 from deepen.comparison.rates import SEARCH, best_rate, searched
 from deepen.comparison.results import RATES, RECORDS, SUMMARY, read_rates, read_records
-from deepen.comparison.settle import settle
+from deepen.comparison.settle import check_texts, settle
 from deepen.comparison.statistics import fine_tuned
 from deepen.comparison.study import ARMS, Study, checked, difference
 from deepen.records.study import ArmRecord, StudySummary
@@ -60,6 +60,7 @@ def compare(
     if jobs is not None and jobs < 1:
         raise DeepenError(f"jobs is {jobs}; at least one arm must run at once.")
     study = settle(checked(study))
+    check_texts(study)
     folder = Path(study.output)
     _begin(study, folder)
     records = read_records(folder)

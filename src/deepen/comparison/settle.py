@@ -7,15 +7,20 @@ from the base's config and the shapes of its tensors, and stands in the study's 
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from deepen.base.hub import open_checkpoint
 from deepen.base.model import Model, open_model
+from deepen.base.text import tokenizer_of
 from deepen.common.errors import DeepenError
 from deepen.common.settings import Settings, validate
 from deepen.comparison.arm import BASE, LORA, TOP_BLOCKS, WIDER, Arm
 from deepen.comparison.study import Study
+from deepen.evaluation.evaluate import LONGEST_DEFAULT
+from deepen.evaluation.perplexity import read
 from deepen.growth.preview import config_of, grow_record, lineage_of, resolve
 from deepen.planning.cost import training_flops_per_token
 from deepen.planning.partial import (
@@ -100,6 +105,20 @@ def settle(study: Study) -> Study:
         arms.append(_with(arm, own | arm.training))
     study = study.model_copy(update={"arms": arms})
     return study if study.budget == "tokens" else _equal_flops(study, base)
+
+
+def check_texts(study: Study) -> None:
+    """Read the beginning of every text that arms are scored on, before anything is trained.
+
+    Raises:
+        DeepenError: A text is missing or damaged, or is a chat that the base has no template for.
+    """
+    files = [file for file, _ in study.evaluation.texts]
+    if files:
+        tokenizer = tokenizer_of(open_checkpoint(study.base))
+        length = study.evaluation.sequence_length or LONGEST_DEFAULT
+        for file in files:
+            read(Path(file), tokenizer, 1, longest_chat=length)
 
 
 def _with(arm: Arm, training: dict[str, Any]) -> Arm:
