@@ -76,21 +76,28 @@ class Bypass:
             raise NotKeptError("a state of its blocks is not one vector for each token")
         return states[0]
 
-    def look_above(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def look(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Run the module as it is now, without gradients.
 
         Returns:
-            Its loss, and every tensor that the blocks above the trunk are given, in order.
+            The state that leaves the trunk, the loss, and every tensor that the blocks above the
+            trunk are given, in order.
         """
+        states: list[Tensor] = []
         seen: list[Tensor] = []
+
+        def leave(block: nn.Module, given: object, output: object) -> None:
+            states.append(_state_in(output)[0])
 
         def look(block: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
             seen.extend(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
 
         hooks = [b.register_forward_pre_hook(look, with_kwargs=True) for b in self._above]
+        hooks.append(self._below[-1].register_forward_hook(leave))
         try:
             with torch.no_grad():
-                return self._module(**batch).loss, seen
+                loss = self._module(**batch).loss
+            return states[0], loss, seen
         finally:
             for hook in hooks:
                 hook.remove()
