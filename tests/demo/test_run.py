@@ -11,8 +11,8 @@ from deepen.demo.recipe import TINY
 from deepen.demo.run import demo
 from deepen.demo.starts import pretrained
 
-ARMS = ["base", "lora", "top-blocks", "opt-deus", "llama-pro"]
-GROWN = ("opt-deus", "llama-pro")
+ARMS = ["base", "lora", "top-blocks", "opt-deus", "opt-deus + replay", "llama-pro"]
+GROWN = ("opt-deus", "opt-deus + replay", "llama-pro")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,16 @@ def test_growing_stands_beside_its_alternatives(run):
     _, records, printed = run
     assert list(records) == ARMS
     assert all(arm in printed for arm in ARMS)
-    assert [r.role for r in records.values()] == ["reference", *["alternative"] * 2, *["grown"] * 2]
+    assert [r.role for r in records.values()] == ["reference", *["alternative"] * 2, *["grown"] * 3]
 
 
-def test_every_arm_starts_where_the_base_is_and_reads_the_same_tokens(run):
+def test_every_arm_starts_where_the_base_is_and_has_the_same_flops(run):
     _, records, printed = run
-    assert len({r.train.tokens for r in records.values()}) == 1
+    budget = records["base"].train.flops_per_token * records["base"].train.tokens
+    for record in records.values():
+        step = record.train.flops_per_token * record.train.tokens / record.train.steps
+        assert budget - step < record.train.steps * step <= budget
+    assert [source.share for source in records["opt-deus + replay"].train.sources] == [0.8, 0.2]
     for side in (0, 1):
         assert len({r.before.texts[side].loss_nats_per_token for r in records.values()}) == 1
     assert "max |Δlogit| = 0.0" in printed

@@ -41,12 +41,12 @@ class SmallBase(Record):
 
 
 class Trial(Record):
-    """The study: every arm reads the same tokens of the new text."""
+    """The study: every arm has the same FLOPs for the new text."""
 
     sequence_length: int = Field(ge=2)
     """Tokens in a training sequence."""
     steps: int = Field(ge=1)
-    """Optimizer steps."""
+    """Optimizer steps of the base; cheaper arms have more."""
     sequences: int = Field(ge=1)
     """Sequences in one step."""
     new_layers: int = Field(ge=1)
@@ -78,7 +78,7 @@ def _arm(method: str, learning_rate: float, **more: object) -> dict[str, Any]:
 
 _REAL = Trial(
     sequence_length=128,
-    steps=16,
+    steps=20,
     sequences=4,
     new_layers=3,
     scored_tokens=1536,
@@ -88,6 +88,7 @@ _REAL = Trial(
         _arm("lora", 1e-3),
         _arm("top-blocks", 1e-3),
         _arm("opt-deus", 3e-3),
+        _arm("opt-deus", 3e-3, replay=0.2),
         _arm("llama-pro", 3e-3),
     ),
 )
@@ -103,6 +104,7 @@ _SMALL = Trial(
         _arm("lora", 3e-3),
         _arm("top-blocks", 3e-3),
         _arm("opt-deus", 3e-3),
+        _arm("opt-deus", 3e-3, replay=0.2),
         _arm("llama-pro", 3e-3),
     ),
 )

@@ -104,7 +104,7 @@ def _alignment(record: AlignmentRecord) -> str:
 
 
 def _study(start: Start, trial: Trial, folder: Path) -> Study:
-    """Return the study: every arm on one budget of new text."""
+    """Return the study: every arm on one budget of FLOPs."""
     return Study.model_validate(
         {
             "title": f"Learning {start.new}",
@@ -112,11 +112,12 @@ def _study(start: Start, trial: Trial, folder: Path) -> Study:
             "arms": [_placed(arm) for arm in trial.arms],
             "new_layers": trial.new_layers,
             "data": {"path": start.training, "sequence_length": trial.sequence_length},
+            "replay": start.replayed,
+            "budget": "flops",
             "training": {
                 "max_steps": trial.steps,
                 "batch_size": trial.sequences,
                 "report_to": "none",
-                "save_every": trial.steps,
             },
             "evaluation": {
                 "new": start.held_out,
@@ -143,7 +144,7 @@ def _samples(start: Start, trial: Trial, study: Study, folder: Path) -> str:
     lines = [f"“{start.prompt} …” goes on:"]
     models: list[tuple[str, Path | str]] = [("before", start.base)]
     for arm in study.all_arms:
-        if arm.method in ("base", _SHOWN):
+        if arm.name in ("base", _SHOWN):
             models.append((arm.name, study.arm_folder(arm, study.seeds[0]) / "cpt" / "model"))
     for name, model in models:
         lines.append(f"  {name:9} {continuation(model, start.prompt, trial.written_tokens)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from deepen.base.registry.models import MODELS, opened
@@ -39,6 +40,8 @@ class Start:
     """What the old text is."""
     kept: str
     """Old text to measure on."""
+    replayed: str
+    """Old text to train on again."""
     prompt: str
     """Beginning of a text that a sample continues."""
 
@@ -51,7 +54,7 @@ def pretrained(tell: Tell) -> Start | None:
     """
     try:
         opened(_MODEL)
-        for text, part in ((_NEW, "training"), (_NEW, "held-out"), (_OLD, "held-out")):
+        for text, part in product((_NEW, _OLD), ("training", "held-out")):
             text_file(f"registry:{text}/{part}")
     except DeepenError as error:
         tell(f"{error}\nUntil then: a small base that the demo trains itself, on Python's sources.")
@@ -67,6 +70,7 @@ def pretrained(tell: Tell) -> Start | None:
         held_out=f"registry:{_NEW}/held-out",
         old=TEXTS[_OLD].title,
         kept=f"registry:{_OLD}/held-out",
+        replayed=f"registry:{_OLD}/training",
         prompt="Se o repositório não existir,",
     )
 
@@ -95,6 +99,7 @@ def self_made(folder: Path, numbers: SmallBase, progress: Progress, tell: Tell) 
         held_out=f"registry:{_PROSE}/held-out",
         old="sources of the Python standard library",
         kept=str(material.held_out),
+        replayed=str(material.training),
         prompt="The following sections describe how a class is",
     )
 

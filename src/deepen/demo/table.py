@@ -17,11 +17,12 @@ def verdict(records: Sequence[ArmRecord]) -> str:
     most = min(records, key=lambda record: loss_on(record.after, "new"))
     least = min(records, key=lambda record: loss_on(record.after, "old"))
     unbeaten = ", ".join(front(records, [record.arm for record in records]))
-    first = records[0]
+    first, longest = records[0], max(record.train.tokens for record in records)
     return (
         f"{most.arm} learned most, {least.arm} forgot least; no other arm is better on both texts "
         f"than {unbeaten}. Losses are nats per token on {first.after.texts[0].tokens:,} held-out "
-        f"tokens of each text; all arms read the same {first.train.tokens:,} tokens of new text "
-        f"once, in the same order. One seed, a short run and learning rates that nobody searched "
-        f"for: a study of your own needs more."
+        f"tokens of each text. Every arm had the FLOPs that {first.arm} needs for "
+        f"{first.train.tokens:,} tokens, so that cheaper ones read more, up to {longest:,}. One "
+        f"seed, a short run and learning rates that nobody searched for: a study of your own needs "
+        f"more."
     )
