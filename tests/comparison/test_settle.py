@@ -81,6 +81,9 @@ def test_equal_flops_give_every_arm_what_the_reference_costs(folder):
     assert 60 < steps["lora"] < 90, "everything but weight gradients"
     assert steps["top-blocks"] > steps["opt-deus"] > steps[made.arms[-1].name]
     assert made.arms[-1].training["learning_rate"] == 0.5
+    twice = {"method": "opt-deus", "training": {"batch_size": 4}}
+    half = study(folder, arms=["base", twice], budget="flops").arms[1].training["max_steps"]
+    assert half == steps["opt-deus"] // 2, "a step of twice the sequences costs twice as much"
     tokens = study(folder, arms=arms, budget="flops", training={"max_tokens": 60 * 64 + 1})
     assert tokens.arms[0].training["max_steps"] == 1, "64 sequences of 32 in a step by default"
 

@@ -160,7 +160,7 @@ def report(
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to keep everything.")] = Path("runs/demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="A first look, in 3 minutes.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="A first look, with two arms.")] = False,
 ) -> None:
     """Grow a pretrained base, teach it a new text, and compare with what else one would do."""
     from deepen.demo.run import demo as run

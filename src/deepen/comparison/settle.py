@@ -32,6 +32,7 @@ from deepen.planning.partial import (
 )
 from deepen.records.growth import GrowRecord
 from deepen.training.freeze import trainable
+from deepen.training.recipe import TrainingConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -189,13 +190,19 @@ def _equal_flops(study: Study, base: Model) -> Study:
     """Let every arm run until it has cost what the reference costs."""
     training, length = study.training, study.data.sequence_length
     per_step = training.batch_size * length
+    batch = {
+        arm.name: _training(study, arm).batch_size / training.batch_size for arm in study.all_arms
+    }
     steps = training.max_steps or (training.max_tokens or 0) // per_step
     if not steps:
         raise DeepenError(
             "A budget in FLOPs is that of the reference's steps; give training.max_steps or "
             "training.max_tokens instead of epochs."
         )
-    costs = {arm.name: _flops_per_token(study, arm, base) for arm in study.all_arms}
+    # Of a step, in steps of the study's batch.
+    costs = {
+        arm.name: _flops_per_token(study, arm, base) * batch[arm.name] for arm in study.all_arms
+    }
     (reference,) = (arm.name for arm in study.all_arms if study.role(arm) == "reference")
     arms: Sequence[Arm] = [
         _with(arm, arm.training | {"max_steps": _steps(steps, costs[reference], costs[arm.name])})
@@ -210,9 +217,14 @@ def _steps(steps: int, reference: float, own: float) -> int:
     return max(1, int(steps * reference / own))
 
 
+def _training(study: Study, arm: Arm) -> TrainingConfig:
+    """Return how an arm is pre-trained."""
+    return study.recipe(arm, 0, "cpt", study.base, study.arm_folder(arm, 0)).training
+
+
 def _flops_per_token(study: Study, arm: Arm, base: Model) -> float:
     """Return what one trained token costs an arm, by our own count."""
-    training = study.recipe(arm, 0, "cpt", study.base, study.arm_folder(arm, 0)).training
+    training = _training(study, arm)
     length, config, depth = study.data.sequence_length, base.source.config, base.depth
     if training.neurons:
         # Forward and through activations, the new neurons cost what their weights' products do.

@@ -9,7 +9,6 @@ rows, so that a few large dimensions of the stream do not drown all others. Bias
 mean.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
+from deepen.common.seeds import generator_for
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
@@ -238,9 +238,7 @@ def _more(own: Tensor, axis: int, neurons: int, what: str) -> Tensor:
         return own.new_zeros(own.shape[0], neurons)
     if own.dim() == 1:
         return own.float().mean().expand(neurons)
-    digest = hashlib.sha256(what.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    noise = torch.randn(neurons, own.shape[1], generator=generator)
+    noise = torch.randn(neurons, own.shape[1], generator=generator_for(what))
     return noise * own.float().square().mean(0).sqrt()
 
 

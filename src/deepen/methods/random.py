@@ -4,12 +4,12 @@ Each weight is normal with the mean square of its two parents'; everything else 
 Whatever a method learns faster than this, it owes to the weights that it starts from.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from deepen.common.seeds import generator_for
 from deepen.methods.mean import interpolate, with_mean_norms
 from deepen.methods.method import Gap, Method, Prepared, Stack, between
 from deepen.methods.options import FusedOptions
@@ -27,15 +27,9 @@ def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
         fused = interpolate(a, b, gap.t)
         if spec.is_weight:
             scale = interpolate(a.square().mean(), b.square().mean(), gap.t).sqrt()
-            fused = scale * _noise(fused.shape, f"{gap.state} {gap.insert} {name}").to(a.device)
+            generator = generator_for(f"{gap.state} {gap.insert} {name}")
+            fused = scale * torch.randn(fused.shape, generator=generator).to(a.device)
         yield name, with_mean_norms(options, spec, fused, a, b, gap.t)
-
-
-def _noise(shape: torch.Size, what: str) -> Tensor:
-    """Return standard normal numbers that depend on nothing but what they are for."""
-    digest = hashlib.sha256(what.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randn(shape, generator=generator)
 
 
 METHOD = Method(

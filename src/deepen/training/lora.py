@@ -4,7 +4,6 @@ An adapter of rank r adds alpha / r · B·A to a frozen weight [out, in]; B star
 peft, but from the recipe's own seed.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from deepen.base.layers import linear_layers
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
+from deepen.common.seeds import generator_for
 from deepen.training.recipe import LoraConfig
 
 _ADAPTER = "deepen"
@@ -141,6 +141,6 @@ def _name(path: str, letter: str) -> str:
 
 def _start(shape: torch.Size, what: str) -> Tensor:
     """Draw A as peft does, uniform within 1 / √in, from nothing but what it is for."""
-    digest = hashlib.sha256(what.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+    return nn.init.kaiming_uniform_(
+        torch.empty(shape), a=math.sqrt(5), generator=generator_for(what)
+    )
