@@ -12,8 +12,9 @@ demo: .venv/ready
 demo-fast: .venv/ready
 	$(BIN)/deepen demo runs/demo-fast --fast
 
+# A process for each core, and a file's tests in one: they share what they make.
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
