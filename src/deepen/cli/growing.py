@@ -81,7 +81,12 @@ def grow(
 
 def verify(
     base: Annotated[str, typer.Argument(help="The checkpoint that was grown.", show_default=False)],
-    grown: Annotated[Path, typer.Argument(help="The grown checkpoint.", show_default=False)],
+    grown: Annotated[
+        Path, typer.Argument(help="The grown checkpoint, trained or not.", show_default=False)
+    ],
+    trained: Annotated[
+        bool, typer.Option("--trained", help="It was trained by other means than deepen train.")
+    ] = False,
     text: Annotated[
         Path | None, typer.Option("--text", help="Text to run both on, by default a built-in one.")
     ] = None,
@@ -98,6 +103,7 @@ def verify(
         record = run(
             base,
             grown,
+            trained=trained,
             text=_read_text(text),
             sequences=sequences,
             length=length,

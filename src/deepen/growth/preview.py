@@ -136,7 +136,11 @@ def lineage_of(growth: Growth) -> Lineage:
         preserves_function=growth.options.preserves_function,
         versions=versions(),
     )
-    return Lineage(new_blocks=step.new_blocks, steps=[*(before.steps if before else []), step])
+    return Lineage(
+        new_blocks=step.new_blocks,
+        steps=[*(before.steps if before else []), step],
+        trainings=before.trainings if before else [],
+    )
 
 
 def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:

@@ -91,6 +91,33 @@ class Step(Record):
     """Versions of the software that computed it."""
 
 
+class Training(Record):
+    """One training of a grown model: what it may have changed, and nothing else has changed."""
+
+    stage: Literal["cpt", "sft", "elsewhere"]
+    """Continual pre-training, supervised fine-tuning, or not by deepen."""
+    after_steps: int
+    """How many growths came before it; blocks are counted in the model that they made."""
+    everything: bool = False
+    """Whether nothing was frozen."""
+    blocks: list[int]
+    """Blocks in which something was trained."""
+    outside: list[str] = Field(default_factory=list)
+    """What was trained outside all blocks: ``embeddings``, the last ``norm``, the ``head``."""
+    lora: int | None = None
+    """Rank of the adapters that were merged into the blocks' linear layers, if they were all."""
+    neurons: int | None = None
+    """How many neurons at the end of every FFN were trained, if they were all."""
+    stored_dtype: str | None = None
+    """What all weights were stored as (``F32``); ``None`` if each kept its own dtype."""
+    new_blocks_before: dict[int, str] = Field(default_factory=dict)
+    """New block that was trained → SHA-256 of its tensors before that."""
+    steps: int = 0
+    """Optimizer steps."""
+    tokens: int = 0
+    """Tokens seen."""
+
+
 class Lineage(Record):
     """The ``deepen`` entry of a grown checkpoint's config.json."""
 
@@ -100,6 +127,8 @@ class Lineage(Record):
     """Blocks that the latest step added: what trains, unless its method trains everything."""
     steps: list[Step]
     """All growths from the first base to this model."""
+    trainings: list[Training] = Field(default_factory=list, exclude_if=lambda value: not value)
+    """All trainings of what they made, the earliest first; not written where there is none."""
 
 
 class GrowRecord(Record):

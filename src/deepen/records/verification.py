@@ -30,6 +30,8 @@ class VerifyRecord(Record):
     """Name of the grown model."""
     methods: list[str]
     """Methods of the growths that lead from the one to the other."""
+    trained: bool = False
+    """Whether the grown model was trained, by its lineage or because the caller says so."""
     checks: list[Check]
     """In the order in which they were made; the ones that need a sound structure come last."""
     tokens: int = 0

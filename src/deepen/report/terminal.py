@@ -299,7 +299,8 @@ def verification(record: VerifyRecord) -> Group:
         mark = Text("pass", "bold green") if check.passed else Text("FAIL", "bold red")
         table.add_row(mark, check.name, check.detail)
     verdict = (
-        f"{record.grown} is {record.base} grown by {', then '.join(record.methods)}."
+        f"{record.grown} is {record.base} grown by {', then '.join(record.methods)}"
+        f"{', and trained' if record.trained else ''}."
         if record.passed
         else f"{record.grown} is not what it claims to be."
     )

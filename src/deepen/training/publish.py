@@ -21,9 +21,11 @@ from deepen.base.model import Model
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
+from deepen.records.growth import FIELD, Lineage
 from deepen.records.training import TrainRecord
 from deepen.training.card import trained_card
 from deepen.training.freeze import Trains, Whole
+from deepen.training.record import lineage_after
 
 
 def publish(
@@ -72,7 +74,8 @@ def publish(
                     _check_unchanged(name, after, tensor)
                 writer.write(name, tensor.to(DTYPES[info.dtype]).contiguous())
             writer.finish()
-        _write_side_files(source, folder, dtype, chat_template, record)
+        lineage = lineage_after(model, trains, record, dtype)
+        _write_side_files(source, folder, dtype, chat_template, record, lineage)
 
 
 def _after(
@@ -113,6 +116,7 @@ def _write_side_files(
     dtype: str | None,
     chat_template: str | None,
     record: TrainRecord,
+    lineage: Lineage | None,
 ) -> None:
     """Bring config, lineage, tokenizer and card along."""
     copy_side_files(source.folder, folder)
@@ -120,6 +124,8 @@ def _write_side_files(
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    if lineage is not None:
+        config[FIELD] = lineage.model_dump(mode="json")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     if chat_template is not None:

@@ -9,12 +9,14 @@ from deepen.base.model import Model
 from deepen.common.system import versions
 from deepen.planning.cost import forward_flops_per_token, training_flops_per_token
 from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
+from deepen.records.growth import Lineage, Training, read_lineage
 from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord, TrunkRecord
 from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
 from deepen.training.recipe import DataConfig, Recipe, Stage
+from deepen.verification.trained import block_digest
 
 
 def make_record(
@@ -74,6 +76,43 @@ def make_record(
         recipe=recipe.model_dump(mode="json"),
         versions=versions() | _engine_versions(),
     )
+
+
+def lineage_after(
+    model: Model, trains: Trains, record: TrainRecord, stored_dtype: str | None
+) -> Lineage | None:
+    """Return a trained model's lineage, which names what may have changed.
+
+    Args:
+        model: The checkpoint that was trained.
+        trains: What trained.
+        record: What was done.
+        stored_dtype: What all weights are stored as, if not as they were.
+
+    Returns:
+        ``None`` for a model that was not grown.
+    """
+    lineage = read_lineage(model.source.config)
+    if lineage is None:
+        return None
+    training = Training(
+        stage=record.stage,
+        after_steps=len(lineage.steps),
+        everything=trains.everything,
+        blocks=list(trains.blocks),
+        outside=sorted(trains.outside),
+        lora=trains.lora.rank if trains.lora else None,
+        neurons=trains.neurons,
+        stored_dtype=stored_dtype,
+        new_blocks_before={
+            index: block_digest(model.family, index, model.anatomy.blocks[index], model.source)
+            for index in lineage.new_blocks
+            if index in trains.blocks
+        },
+        steps=record.steps,
+        tokens=record.tokens,
+    )
+    return lineage.model_copy(update={"trainings": [*lineage.trainings, training]})
 
 
 def _measured(engine: Any, schedule: Schedule) -> dict[str, Any]:  # noqa: ANN401

@@ -6,30 +6,44 @@ leaves every later number as it was, so that methods which promise the base's fu
 a difference of exactly 0.0: x + 0 = x in floating point, for all families that deepen grows so far.
 """
 
-from functools import reduce
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from deepen.base.checkpoint import FolderSource, Source, as_bytes, is_finite
+from deepen.base.checkpoint import DTYPES, FolderSource, Source, is_finite
+from deepen.base.layers import NeuronSlice
 from deepen.base.model import Model, as_model, open_model
-from deepen.base.streamed import logits, missing_and_extra
-from deepen.base.text import PASSAGE
+from deepen.base.streamed import missing_and_extra
 from deepen.common import device as devices
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import layout, origins
 from deepen.planning.plan import Insert, Plan
-from deepen.records.growth import FIELD, Step, read_lineage
+from deepen.records.growth import FIELD, Step, Training, read_lineage
 from deepen.records.verification import Check, VerifyRecord
+from deepen.verification.running import check_generates, run_both, sample_tokens
+from deepen.verification.trained import (
+    block_digest,
+    differs,
+    may_differ,
+    meaning,
+    stored_dtype,
+    trained_elsewhere,
+    trainings_since,
+)
+
+_MOVED = "function moved, as this method does"
 
 
 def verify(
     base: str | Path,
     grown: str | Path,
     *,
+    trained: bool = False,
     text: str | None = None,
     sequences: int = 4,
     length: int = 64,
@@ -38,12 +52,16 @@ def verify(
 ) -> VerifyRecord:
     """Hold a grown checkpoint to its base and to its own ``deepen`` entry.
 
-    Memory stays at about one tensor in float32 and the logits, whatever the models' size.
+    Of a model that was trained, everything that its trainings do not name must still be the base's,
+    bit for bit. Memory stays at about one tensor in float32 and the logits, whatever the models'
+    size.
 
     Args:
         base: The checkpoint that was grown, in the latest step or an earlier one: a folder or a
             hub id.
-        grown: The grown checkpoint.
+        grown: The grown checkpoint, trained or not.
+        trained: Whether it was trained by other means than ``deepen train``, which no lineage
+            tells: what its method trains may then differ, and config.json may be written anew.
         text: What to run both models on; a built-in passage by default.
         sequences: Number of token sequences.
         length: Tokens in each.
@@ -54,29 +72,25 @@ def verify(
         DeepenError: A checkpoint cannot be read, or deepen did not grow ``grown``.
     """
     where, before, after = devices.choose(device), open_model(base), FolderSource(Path(grown))
-    steps = _steps_from(before, after)
-    plan = reduce(Plan.then, (Plan.from_json(step.plan) for step in steps))
-    promised = all(step.preserves_function for step in steps)
-    checks = [_check_base(before, steps), _check_tensors(before, after, plan)]
+    claim = _claim(before, after, trained)
     record = VerifyRecord(
         base=before.source.name,
         grown=after.name,
-        methods=[step.method for step in steps],
-        checks=checks,
+        methods=[step.method for step in claim.steps],
+        trained=bool(claim.trainings),
+        checks=[_check_base(before, claim.steps), _check_tensors(before, after, claim)],
     )
     if not record.passed:
         return record
-    checks.append(_check_config(before, after, plan))
-    checks.append(_check_kept(before, after, plan, progress))
-    checks.append(_check_new(before, after, plan, promised))
-    if all(check.passed for check in checks):
-        whole = as_model(after)
-        checks.append(_check_loads(whole))
-    if not all(check.passed for check in checks):
+    whole, checks = _structure(before, after, claim, progress)
+    checks = [*record.checks, *checks]
+    if whole is None or not all(check.passed for check in checks):
         return record.model_copy(update={"checks": checks})
     tokens, how = sample_tokens(before, text, sequences, length)
-    difference, moved = _run_both(before, whole, tokens, where, progress)
-    checks.append(_check_function(promised, difference, moved, f"{tokens.numel()} {how}"))
+    if claim.trainings:
+        checks.append(check_generates(whole, tokens, where))
+    difference, moved = run_both(before, whole, tokens, where, progress)
+    checks.append(_check_function(claim, difference, moved, f"{tokens.numel()} {how}"))
     return record.model_copy(
         update={
             "checks": checks,
@@ -87,55 +101,47 @@ def verify(
     )
 
 
-def _run_both(
-    base: Model, grown: Model, tokens: Tensor, device: torch.device, progress: Progress
-) -> tuple[float, float]:
-    """Return the largest difference of two models' logits, and KL(base ‖ grown) per token."""
-    progress("running the base", 0.0)
-    before = logits(base, tokens, device)
-    progress("running the grown model", 0.5)
-    after = logits(grown, tokens, device)
-    progress("compared", 1.0)
-    return float((after - before).abs().max()), kl_nats_per_token(before, after)
+@dataclass(frozen=True)
+class _Claim:
+    """What a grown checkpoint claims to be."""
+
+    steps: list[Step]
+    """The growths that lead from the base to it."""
+    trainings: list[Training]
+    """What was trained in between and since, blocks counted as in it."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The stack, as one growth of the base."""
+        return reduce(Plan.then, (Plan.from_json(step.plan) for step in self.steps))
+
+    @property
+    def preserves_function(self) -> bool:
+        """Whether new blocks were silent before any training."""
+        return all(step.preserves_function for step in self.steps)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that training stored all weights as."""
+        return stored_dtype(self.trainings)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was trained by other means than ``deepen train``."""
+        return any(training.stage == "elsewhere" for training in self.trainings)
+
+    def start_of(self, block: int) -> list[str]:
+        """Return the digests that a new block had before its trainings, the earliest first."""
+        before = [training.new_blocks_before for training in self.trainings]
+        return [digests[block] for digests in before if block in digests]
+
+    def trains(self, block: int) -> bool:
+        """Whether a block was trained."""
+        return any(block in training.blocks for training in self.trainings)
 
 
-def kl_nats_per_token(base_logits: Tensor, grown_logits: Tensor) -> float:
-    """Return the mean over tokens of KL(base ‖ grown) of logits ``[batch, length, vocabulary]``."""
-    total = 0.0
-    for base, grown in zip(base_logits, grown_logits, strict=True):  # one sequence at a time
-        log_p, log_q = base.double().log_softmax(-1), grown.double().log_softmax(-1)
-        total += float((log_p.exp() * (log_p - log_q)).sum())
-    return total / base_logits.shape[:-1].numel()
-
-
-def sample_tokens(base: Model, text: str | None, sequences: int, length: int) -> tuple[Tensor, str]:
-    """Make token sequences that the model could meet.
-
-    Returns:
-        Ids ``[sequences, length]``, and what they are. Without a tokenizer beside the weights they
-        are random.
-    """
-    shape = (sequences, min(length, base.positions or length))
-    given = PASSAGE if text is None else text
-    try:
-        ids = base.tokenizer()(given, add_special_tokens=False)["input_ids"]
-    except Exception:  # whatever is wrong with a tokenizer, the proof can do without it
-        ids = None
-    if ids is None:
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = int(base.resolved["vocab_size"])
-        return torch.randint(vocabulary, shape, generator=generator), "random tokens (no tokenizer)"
-    if not ids:
-        raise DeepenError("The text to verify with holds no tokens; give another one.")
-    # Each sequence starts elsewhere in the text, which is repeated if it is too short.
-    starts = [index * len(ids) // sequences for index in range(sequences)]
-    return torch.tensor(
-        [[ids[(start + i) % len(ids)] for i in range(shape[1])] for start in starts]
-    ), "tokens of text"
-
-
-def _steps_from(base: Model, grown: Source) -> list[Step]:
-    """Return the growths that start at a base; the latest one if it is not in the lineage.
+def _claim(base: Model, grown: Source, trained: bool) -> _Claim:
+    """Read the growths that start at a base, the latest one if it is not in the lineage.
 
     Raises:
         DeepenError: deepen did not grow the model.
@@ -148,7 +154,25 @@ def _steps_from(base: Model, grown: Source) -> list[Step]:
         )
     bases = [step.base.fingerprint for step in lineage.steps]
     known = base.source.fingerprint in bases
-    return lineage.steps[bases.index(base.source.fingerprint) if known else -1 :]
+    first = bases.index(base.source.fingerprint) if known else len(bases) - 1
+    trainings = trainings_since(lineage, first)
+    if trained:
+        trainings.append(trained_elsewhere(lineage, base.source, grown))
+    return _Claim(lineage.steps[first:], trainings)
+
+
+def _structure(
+    base: Model, grown: Source, claim: _Claim, progress: Progress
+) -> tuple[Model | None, list[Check]]:
+    """Check everything that needs no running; the model is ``None`` if its config is wrong."""
+    checks = [_check_config(base, grown, claim)]
+    whole = as_model(grown) if checks[0].passed else None
+    differing = may_differ(whole, claim.trainings) if whole else {}
+    checks.append(_check_kept(base, grown, claim.plan, differing, progress))
+    checks.append(_check_new(base, grown, claim))
+    if whole and all(check.passed for check in checks):
+        checks.append(_check_loads(whole))
+    return whole, checks
 
 
 def _check_base(base: Model, steps: list[Step]) -> Check:
@@ -164,12 +188,15 @@ def _check_base(base: Model, steps: list[Step]) -> Check:
     )
 
 
-def _check_tensors(base: Model, grown: Source, plan: Plan) -> Check:
+def _check_tensors(base: Model, grown: Source, claim: _Claim) -> Check:
     """Compare names, shapes and dtypes with what the plan makes of the base."""
     name = "every tensor present, nothing extra"
-    if plan.base_depth != base.depth:
+    if claim.plan.base_depth != base.depth:
         return Check(name=name, passed=False, detail=f"the base has {base.depth} blocks")
-    expected = layout(base, plan)
+    expected = {
+        tensor: replace(info, dtype=claim.dtype) if claim.dtype and info.is_float else info
+        for tensor, info in layout(base, claim.plan).items()
+    }
     problems = [
         *(f"{tensor} is missing" for tensor in expected if tensor not in grown.infos),
         *(f"{tensor} is extra" for tensor in grown.infos if tensor not in expected),
@@ -183,61 +210,112 @@ def _check_tensors(base: Model, grown: Source, plan: Plan) -> Check:
     return _check(name, problems, f"{len(expected)} tensors in name, shape and dtype")
 
 
-def _check_config(base: Model, grown: Source, plan: Plan) -> Check:
+def _check_config(base: Model, grown: Source, claim: _Claim) -> Check:
     """Compare config.json, apart from the lineage, with what the plan makes of the base's."""
-    expected = grown_config(base.source.config, base.resolved, base.family, plan)
-    fields = sorted((expected.keys() | grown.config.keys()) - {FIELD})
+    expected = grown_config(base.source.config, base.resolved, base.family, claim.plan)
+    if claim.dtype is not None:
+        expected.pop("torch_dtype", None)
+        expected["dtype"] = str(DTYPES[claim.dtype]).removeprefix("torch.")
+    given = dict(grown.config)
+    if claim.elsewhere:
+        expected, given = meaning(grown, expected), meaning(grown, given)
+    fields = sorted((expected.keys() | given.keys()) - {FIELD})
     problems = [
-        f"{field} is {grown.config.get(field)!r}, not {expected.get(field)!r}"
+        f"{field} is {given.get(field)!r}, not {expected.get(field)!r}"
         for field in fields
-        if grown.config.get(field) != expected.get(field)
+        if given.get(field) != expected.get(field)
     ]
     return _check("config.json true for the new depth", problems, f"{len(fields)} fields")
 
 
-def _check_kept(base: Model, grown: Source, plan: Plan, progress: Progress) -> Check:
-    """Compare everything that was kept, byte by byte."""
+def _check_kept(
+    base: Model,
+    grown: Source,
+    plan: Plan,
+    differing: Mapping[str, NeuronSlice | None],
+    progress: Progress,
+) -> Check:
+    """Compare everything that was kept, byte by byte, but for what training may have changed."""
     new = set(plan.new_blocks)
     pairs = {
         name: origin
         for name, origin in origins(base, plan).items()
         if (place := base.family.split(name)) is None or place[0] not in new
     }
-    problems, compared = [], 0
+    problems, compared, trained = [], 0, []
     for done, (name, source) in enumerate(pairs.items()):
         progress("comparing kept tensors", done / len(pairs))
-        ours, theirs = grown.load(name), base.source.load(source)
+        ours = grown.load(name)
+        if name in differing:
+            trained.append(name)
+            if not is_finite(ours):
+                problems.append(f"{name} holds NaN or Inf")
+            if differing[name] is None:
+                continue
+        theirs = base.source.load(source).to(ours.dtype)
         compared += theirs.nbytes
-        # Bytes and not numbers: NaN equals NaN, and 0.0 does not equal -0.0.
-        if not torch.equal(as_bytes(ours), as_bytes(theirs)):
+        if differs(ours, theirs, differing.get(name)):
             problems.append(f"{name} differs from the base's {source}")
     progress("comparing kept tensors", 1.0)
-    return _check(
-        "kept blocks bit-identical", problems, f"{len(pairs)} tensors, {compared / 1e6:,.1f} MB"
-    )
+    whole = len(pairs) - sum(differing[name] is None for name in trained)
+    detail = f"{whole} tensors, {compared / 1e6:,.1f} MB"
+    if trained:
+        detail += f"; training may have changed {_where(base, trained)}"
+    return _check("kept blocks bit-identical", problems, detail)
 
 
-def _check_new(base: Model, grown: Source, plan: Plan, promised: bool) -> Check:
-    """Look for NaN and Inf in the new blocks, and for zeros where they are promised."""
-    problems, silenced = [], 0
-    for index, block in enumerate(plan.blocks):
+def _where(base: Model, names: list[str]) -> str:
+    """Say where tensors stand: the blocks, and what is outside them by name."""
+    places = {name: base.family.split(name) for name in names}
+    blocks = sorted({place[0] for place in places.values() if place})
+    outside = [name for name, place in places.items() if place is None]
+    listed = [f"blocks {', '.join(map(str, blocks))}"] if blocks else []
+    return f"{len(names)} others: {', '.join([*listed, *outside])}"
+
+
+def _check_new(base: Model, grown: Source, claim: _Claim) -> Check:
+    """Look for NaN and Inf in the new blocks, and hold each to what it must be.
+
+    One that was not trained has zeros where they are promised; one that was is no longer what it
+    was before.
+    """
+    problems, silenced, trained = [], 0, 0
+    for index, block in enumerate(claim.plan.blocks):
         if not isinstance(block, Insert):
             continue
-        anatomy = base.anatomy.blocks[block.nearest]
+        anatomy, changed = base.anatomy.blocks[block.nearest], False
         for name, spec in anatomy.block.items():
             place = anatomy.places[name]
             full = base.family.name(index, place.suffix)
             tensor = place.read(grown.load(full), anatomy.sizes)
             if not is_finite(tensor):
                 problems.append(f"{full} holds NaN or Inf")
-            if promised and spec.silent is not None:
-                silenced += 1
-                if torch.ne(tensor, spec.silent).any():
-                    problems.append(f"{full} is not {spec.silent:g} (has the model been trained?)")
-    detail = f"{len(plan.new_blocks)} blocks"
-    return _check(
-        "new blocks finite", problems, detail + (f", {silenced} tensors silent" if silenced else "")
-    )
+            if not claim.preserves_function or spec.silent is None:
+                continue
+            moved = bool(torch.ne(tensor, spec.silent).any())
+            silenced, changed = silenced + (not moved), changed or moved
+            if moved and not claim.trains(index):
+                problems.append(
+                    f"{full} is not {spec.silent:g}, and no training is recorded (pass --trained "
+                    f"if it was trained by other means)"
+                )
+        if claim.trains(index):
+            trained += 1
+            if start := claim.start_of(index):
+                digest = block_digest(base.family, index, anatomy, grown)
+                changed = digest != start[0]
+            if not changed and (start or claim.preserves_function):
+                problems.append(f"block {index} is what it was before training")
+    return _new_blocks(problems, len(claim.plan.new_blocks), silenced, trained)
+
+
+def _new_blocks(problems: list[str], count: int, silenced: int, trained: int) -> Check:
+    """Say what new blocks are."""
+    detail = f"{count} blocks"
+    detail += f", {trained} of them no longer what they were" if trained else ""
+    detail += f", {silenced} tensors silent" if silenced else ""
+    name = "new blocks trained and finite" if trained else "new blocks finite"
+    return _check(name, problems, detail)
 
 
 def _check_loads(grown: Model) -> Check:
@@ -250,18 +328,18 @@ def _check_loads(grown: Model) -> Check:
     return _check("loads without custom code", problems, grown.family.model_type)
 
 
-def _check_function(promised: bool, difference: float, moved: float, sample: str) -> Check:
-    """Hold the logits to the method's promise."""
-    if promised:
+def _check_function(claim: _Claim, difference: float, moved: float, sample: str) -> Check:
+    """Hold the logits to the method's promise; after training, say how far they moved."""
+    if claim.preserves_function and not claim.trainings:
         return Check(
             name="computes what the base computes",
             passed=difference == 0.0,
             detail=f"max |Δlogit| = {difference!r} on {sample}, expected 0.0",
         )
     return Check(
-        name="function moved, as this method does",
+        name="function moved, by training" if claim.trainings else _MOVED,
         passed=moved == moved and moved >= -1e-6,
-        detail=f"KL = {moved:.4f} nats per token, max |Δlogit| = {difference:.3g} on {sample}",
+        detail=f"KL = {moved:.4g} nats per token, max |Δlogit| = {difference:.3g} on {sample}",
     )
 
 
