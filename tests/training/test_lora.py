@@ -78,9 +78,13 @@ def test_the_merged_model_is_the_one_that_was_trained(
     assert record.parameters == tiny.load(base).num_parameters() + record.trainable_parameters
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("new", {4, 6}), ([0, 7], {0, 7})])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("new", {4, 6}), ("kept", {0, 1, 2, 3, 5, 7}), ([0, 7], {0, 7})],
+    ids=str,
+)
 def test_blocks_without_adapters_keep_their_bits(
-    asked: Any, expected: set[int], recipe: Make, grown: Path
+    asked: Any, expected: set[int], recipe: Make, grown: Path, llama: Path
 ) -> None:
     record = train(recipe(lora={"rank": 2, "blocks": asked}, precision="bfloat16"), "cpt")
     family = open_model(grown).family
@@ -91,6 +95,13 @@ def test_blocks_without_adapters_keep_their_bits(
     card = (model_of(record) / "README.md").read_text()
     blocks = ", ".join(map(str, sorted(expected)))
     assert f"as adapters of rank 2 (LoRA, merged) on blocks {blocks}\n" in card
+    # What the lineage says may differ is what does.
+    kept = {check.name: check for check in deepen.verify(llama, model_of(record)).checks}
+    assert all(check.passed for check in kept.values())
+    told = kept["kept blocks bit-identical"].detail
+    names_them = sorted(expected - {4, 6})
+    assert ("training may have changed" in told) == bool(names_them)
+    assert all(str(index) in told.partition("blocks ")[2] for index in names_them)
 
 
 def test_merging_rounds_once(recipe: Make, grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +177,14 @@ def test_refusals(recipe: Make, llama: Path, tmp_path: Path, monkeypatch: Any) -
     assert "peft puts no adapters on mamba" in refused(recipe, model=mamba, lora={"rank": 2})
     monkeypatch.setattr("deepen.training.lora.find_spec", lambda name: None)
     assert "pip install 'deepen[lora]'" in refused(recipe, lora={"rank": 2})
+
+
+def test_dense_blocks_among_experts_take_adapters(recipe: Make, tmp_path: Path) -> None:
+    """Given the family, peft takes a dense FFN's layers there for experts, of all blocks."""
+    base = base_of(tmp_path / "mixture", "qwen3_moe")
+    record = train(recipe(model=base, lora={"rank": 2, "blocks": [1, 3]}), "cpt")
+    layers = [layer for index in (1, 3) for layer in linear_layers(open_model(base), index)]
+    assert changed(base, model_of(record)) == {f"{layer.path}.weight" for layer in layers}
 
 
 def test_every_linear_layer_of_a_block_is_found(llama: Path) -> None:

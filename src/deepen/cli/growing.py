@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from deepen.cli.options import Device, Json, Model, Revision, show, takes_request
 from deepen.common.errors import DeepenError
 from deepen.records.growth import GrowRequest
+
+if TYPE_CHECKING:
+    from deepen.records.verification import PeftTargets
 
 
 @takes_request
@@ -137,6 +140,10 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    peft: Annotated[
+        bool,
+        typer.Option("--peft", help="Print the LoraConfig that gives only new blocks adapters."),
+    ] = False,
     device: Device = "auto",
     revision: Revision = None,
     as_json: Json = False,
@@ -151,10 +158,25 @@ def inspect(
             revision=revision,
             alignment=alignment,
             calibration=calibration,
+            peft=peft,
             device=device,
             progress=progress,
         )
-    show(record, as_json, terminal.inspection)
+    if record.peft and not as_json:
+        typer.echo(_lora_config(record.peft))
+    else:
+        show(record, as_json, terminal.inspection)
+
+
+def _lora_config(targets: "PeftTargets") -> str:
+    """Write Python that makes peft's config; what is not needed is left out."""
+    given = {
+        key: value
+        for key, value in targets.model_dump().items()
+        if value or key == "target_modules"
+    }
+    lines = [f"    {key}={value!r}," for key, value in given.items()]
+    return "\n".join(["LoraConfig(", *lines, ")"])
 
 
 def methods(as_json: Json = False) -> None:

@@ -63,6 +63,21 @@ class Origin(Record):
     """Where between its parents it lies."""
 
 
+class PeftTargets(Record):
+    """What peft's ``LoraConfig`` is given so that some blocks get adapters and nothing else."""
+
+    target_modules: list[str]
+    """Linear layers, by the path that they have in a block."""
+    target_parameters: list[str]
+    """Parameters, by their whole path: experts that lie in one tensor, and layers beside them."""
+    layers_to_transform: list[int]
+    """The blocks."""
+    layers_pattern: str
+    """What the list of blocks is called."""
+    fan_in_fan_out: bool
+    """Whether weights are [in, out], as GPT-2's."""
+
+
 class InspectRecord(Record):
     """What ``inspect`` found."""
 
@@ -88,3 +103,5 @@ class InspectRecord(Record):
     """For each block, where it comes from."""
     alignment: AlignmentRecord | None = None
     """How well neighbouring blocks align, if asked for."""
+    peft: PeftTargets | None = None
+    """How peft puts adapters on the new blocks alone, if asked for."""

@@ -64,17 +64,24 @@ def add_adapters(
     from peft import inject_adapter_in_model
 
     paths = [layer.path for index in blocks for layer in linear_layers(model, index)]
+    # Where peft finds the config of a mixture of experts, it may take a dense FFN's layers for
+    # those of experts in all blocks; the list of blocks has no config.
+    has_experts = any(
+        spec.bank for b in model.in_memory.anatomy.blocks for spec in b.stored.values()
+    )
+    host = module.get_submodule(model.blocks_path) if has_experts else module
+    outside = f"{model.blocks_path}." if has_experts else ""
     transposed = not any(isinstance(module.get_submodule(path), nn.Linear) for path in paths)
     settings = Settings(
         r=config.rank,
         lora_alpha=_alpha(config),  # type: ignore[arg-type]
-        target_modules="|".join(map(re.escape, paths)),
+        target_modules="|".join(re.escape(path.removeprefix(outside)) for path in paths),
         fan_in_fan_out=transposed,
     )
     # peft draws values of its own, which are replaced below.
     try:
         with torch.random.fork_rng([]):
-            inject_adapter_in_model(settings, module, adapter_name=_ADAPTER)
+            inject_adapter_in_model(settings, host, adapter_name=_ADAPTER)
     except ValueError as error:  # Mamba's kernels read weights without calling their layers
         raise DeepenError(
             f"peft puts no adapters on {model.source.name} ({error}); train whole blocks instead."

@@ -9,6 +9,7 @@ from deepen.common.progress import Progress, silent
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import Lineage, read_lineage
 from deepen.records.verification import InspectRecord, Origin
+from deepen.verification.adapters import new_block_targets
 
 
 def inspect(
@@ -17,6 +18,7 @@ def inspect(
     revision: str | None = None,
     alignment: bool = False,
     calibration: Path | None = None,
+    peft: bool = False,
     device: str = "auto",
     progress: Progress = silent,
 ) -> InspectRecord:
@@ -27,11 +29,13 @@ def inspect(
         revision: Branch, tag or commit on the hub.
         alignment: Whether to measure how well neighbouring blocks align; see ``align``.
         calibration: Text to compare what blocks compute on; implies ``alignment``.
+        peft: Whether to say how peft puts adapters on the new blocks alone.
         device: Where to measure.
         progress: Called with the stage and the finished share of it.
 
     Raises:
-        DeepenError: The checkpoint cannot be read, or is of a family that deepen does not know.
+        DeepenError: The checkpoint cannot be read, is of a family that deepen does not know, or,
+            with ``peft``, was not grown.
     """
     opened = open_model(model, revision)
     lineage = read_lineage(opened.source.config)
@@ -53,6 +57,7 @@ def inspect(
         alignment=align_model(opened, calibration, devices.choose(device), progress)
         if alignment or calibration
         else None,
+        peft=new_block_targets(opened) if peft else None,
     )
 
 
