@@ -348,9 +348,14 @@ def note_pickle(source: Source) -> None:
 
 def transformers_config(source: Source) -> "PreTrainedConfig":
     """Return transformers' config object of a source."""
+    return config_object(source.config)
+
+
+def config_object(config: Mapping[str, Any]) -> "PreTrainedConfig":
+    """Return transformers' config object of the content of a config.json."""
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[source.config["model_type"]].from_dict(_untagged(source.config))
+    return CONFIG_MAPPING[config["model_type"]].from_dict(_untagged(config))
 
 
 def _untagged(value: Any) -> Any:  # noqa: ANN401 (anything that JSON holds)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deepen.planning.pattern import BROKEN_PATTERN
 from deepen.records.growth import GrowRecord
 
 _TEMPLATE = """\
@@ -10,7 +11,7 @@ _TEMPLATE = """\
 This model is {base} with {new} new Transformer blocks, made by `{method}` ({reference}) with deepen
 {version}. It loads with `AutoModelForCausalLM.from_pretrained` and needs no custom code.
 
-{promise}
+{remarks}
 
 | | base | this model |
 |---|---|---|
@@ -37,6 +38,11 @@ _IDENTITY = (
 _MOVED = (
     "**It has not been trained yet, and it needs to be:** the new blocks change what the model "
     "computes. `deepen verify BASE THIS` says how far it moved."
+)
+_QUANTISE = (
+    "**Train it before you quantise it:** the output projections of the new blocks are zero, and "
+    "some quantisers divide by the largest value of a group. To quantise it untrained, grow with "
+    "`--set output_noise=0.001`."
 )
 _TRAIN_NEW = """\
 Train the new blocks only and freeze everything else:
@@ -85,7 +91,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
         method=step.method,
         reference=step.reference,
         version=step.versions["deepen"],
-        promise=_IDENTITY if step.preserves_function else _MOVED,
+        remarks="\n\n".join(_remarks(record)),
         base_parameters=record.base_parameters,
         parameters=record.parameters,
         new_parameters=record.new_parameters,
@@ -98,9 +104,15 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
+def _remarks(record: GrowRecord) -> list[str]:
+    """Say what a user should know first, a paragraph each."""
+    promise = [_IDENTITY, _QUANTISE] if record.step.preserves_function else [_MOVED]
+    return [*promise, *([BROKEN_PATTERN] if record.keeps_pattern is False else [])]
+
+
 def without_untrained(card: str) -> str:
     """Return a grown model's card without what is true of it only until it is trained."""
-    for promise in (_IDENTITY, _MOVED):
+    for promise in (_IDENTITY, _QUANTISE, _MOVED):
         card = card.replace(f"{promise}\n\n", "")
     kept, _, section = card.partition(_HOW_TO_TRAIN)
     return kept + "".join(section.partition("\n## ")[1:])

@@ -5,6 +5,7 @@ from typing import Any
 
 from deepen.base.anatomy.family import Family
 from deepen.common.errors import DeepenError
+from deepen.planning.pattern import PERIODS, follows_rule
 from deepen.planning.plan import Plan
 
 # Lists that count something else: tokens, classes, frequencies of RoPE.
@@ -35,7 +36,8 @@ def grown_config(
     """Return the config of the grown model.
 
     Args:
-        config: The base's config.json; everything in it that does not count blocks is kept.
+        config: The base's config.json; everything in it that does not count blocks is kept, but for
+            a period that blocks no longer follow.
         resolved: The same config with the family's defaults filled in by transformers. A list with
             one entry per block that the file leaves out would be made anew from the larger count,
             and kept blocks would change their type; so it is taken from here and written out.
@@ -70,7 +72,12 @@ def grown_config(
         by_block = {int(index): entry for index, entry in overrides.items()}
         parents = enumerate(plan.type_parents)
         grown["per_layer_config"] = {str(i): by_block[p] for i, p in parents if p in by_block}
-    return grown | (family.rewrite(config, plan.type_parents) if family.rewrite else {})
+    grown |= family.rewrite(config, plan.type_parents) if family.rewrite else {}
+    resolved = {family.depth_field: plan.base_depth, **resolved}
+    if follows_rule(config, resolved, family, grown) is False:
+        # From now on the lists alone tell what blocks are.
+        grown = {field: value for field, value in grown.items() if field not in PERIODS}
+    return grown
 
 
 def _refuse_unknown(configs: Iterable[Mapping[str, Any]], family: Family, depth: int) -> None:

@@ -13,6 +13,7 @@ from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
+from deepen.common.seeds import generator_for
 from deepen.common.system import return_freed_memory
 from deepen.methods.method import Gap, Method, Prepared, Stack
 from deepen.methods.options import FusedOptions, Options
@@ -179,8 +180,21 @@ def logical_tensors(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tenso
     if missing:
         raise DeepenError(f"{who} did not make tensor {next(iter(missing))!r} {where}.")
     for name, spec in silent_ones.items():
-        assert spec.silent is not None
-        yield name, torch.full(_shape(base, insert.nearest, anatomy, name), spec.silent)
+        yield name, _silenced(growth, insert, name, spec)
+
+
+def _silenced(growth: Growth, insert: Insert, name: str, spec: TensorSpec) -> Tensor:
+    """Return a tensor that adds nothing to the stream, or next to nothing where options ask."""
+    assert spec.silent is not None
+    base, options = growth.base, growth.options
+    shape = _shape(base, insert.nearest, base.anatomy.blocks[insert.nearest], name)
+    silence = torch.full(shape, spec.silent)
+    noise = options.output_noise if isinstance(options, FusedOptions) else 0.0
+    if not (noise and spec.is_weight and spec.silent == 0):
+        return silence
+    parent = base.block(insert.nearest, silence.device)[name].float()
+    generator = generator_for(f"{growth.request.seed} {insert} {name}")
+    return noise * parent.square().mean().sqrt() * torch.randn(shape, generator=generator)
 
 
 def _said(growth: Growth, insert: Insert) -> tuple[str, str]:

@@ -77,7 +77,7 @@ def grow(
         update={
             "out": str(out),
             "proofs": proofs,
-            "notes": notes,
+            "notes": [*record.notes, *notes],
             "wall_seconds": time.perf_counter() - started,
             "peak_bytes": peak_resident_bytes(),
         }

@@ -17,7 +17,9 @@ from deepen.methods.method import parse_options
 from deepen.planning import placement
 from deepen.planning.cost import estimate, placements
 from deepen.planning.parents import with_parents
+from deepen.planning.pattern import BROKEN_PATTERN, follows_rule, rule_of
 from deepen.planning.placement import PlacementRequest
+from deepen.planning.stages import uneven_stages
 from deepen.records.cost import Precision
 from deepen.records.growth import (
     FIELD,
@@ -69,9 +71,10 @@ def plan(
         "precision": precision,
         "activation_checkpointing": activation_checkpointing,
     }
-    trains = growth.method.trains
+    trains, record = growth.method.trains, grow_record(growth, lineage_of(growth))
+    notes = [*record.notes, *uneven_stages(base.depth, growth.plan.depth)]
     return PlanRecord(
-        growth=grow_record(growth, lineage_of(growth)),
+        growth=record.model_copy(update={"notes": notes}),
         cost=estimate(base, growth.plan, trains=trains, label="this plan", **conditions),
         alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
     )
@@ -102,8 +105,11 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
         placement=placement.parse(request.placement) if request.placement else None,
         per_gap=request.per_gap,
         scores=partial(_scores, base, device),
+        rule=rule_of(base.source.config, base.resolved, base.family),
     )
-    new = with_parents(method.place(where), base.anatomy, base.resolved)
+    along = where.placement is not None and where.placement.name == placement.PERIODS
+    rule = where.rule if along else None
+    new = with_parents(method.place(where), base.anatomy, base.resolved, rule)
     options = parse_options(method, request.options)
     return Growth(base, request, new, method, options, device, progress)
 
@@ -156,6 +162,8 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     fields = type(growth.options).model_fields
     chosen = {name: step.options[name] for name in growth.request.options if name in step.options}
     parameters = sum(info.parameters for info in infos)
+    config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
+    kept = follows_rule(base.source.config, base.resolved, base.family, config)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
         out=None,
@@ -168,4 +176,6 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
         new_parameters=new,
         trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,
         weight_bytes=sum(info.nbytes for info in infos),
+        keeps_pattern=kept,
+        notes=[BROKEN_PATTERN] if kept is False else [],
     )

@@ -1,8 +1,8 @@
 """Options of methods, and what those of all methods that make weights share."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from deepen.base.anatomy import TensorSpec
@@ -26,7 +26,8 @@ class Options(BaseModel):
 class FusedOptions(Options):
     """Options of every method that makes new weights; each may have its own defaults.
 
-    The house applies ``output_scale`` and ``feature_scale`` to what a method makes.
+    The house applies ``output_scale``, ``output_noise`` and ``feature_scale`` to what a method
+    makes.
     """
 
     output_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -35,6 +36,16 @@ class FusedOptions(Options):
     """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks."""
     feature_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Factor on value and up projections, and so on what the output projections learn from."""
+    output_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Size of random values that silent output projections start at instead of zero, relative to
+    the parent's, for quantisers that divide by the largest value of a group; `0.001` is plenty."""
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        """Refuse noise where outputs are not silent."""
+        if self.output_noise and self.output_scale:
+            raise ValueError("output_noise belongs to output_scale=0")
+        return self
 
     def silences(self, spec: "TensorSpec") -> bool:
         """Whether a tensor of a new block gets its silent value, whatever the method would make."""
@@ -43,7 +54,7 @@ class FusedOptions(Options):
     @property
     def preserves_function(self) -> bool:
         """Whether the grown model computes what the base computes, until it is trained."""
-        return self.output_scale == 0
+        return self.output_scale == 0 and self.output_noise == 0
 
 
 class BlendedOptions(FusedOptions):

@@ -6,7 +6,8 @@ same kind and type, and takes their type.
 
 Where a rule on the index says what a block is made of, and no config field can override it (Jamba:
 attention in every eighth block), a new block is what the rule makes of its place, and kept blocks
-must stay what they are: such stacks grow by whole periods of the rule.
+must stay what they are: such stacks grow by whole periods of the rule. Where types are listed but
+follow a rule (``planning/pattern.py``), a growth can be asked to follow it too.
 """
 
 from collections import Counter
@@ -15,12 +16,13 @@ from collections.abc import Sequence
 from deepen.base.anatomy import Anatomy
 from deepen.base.anatomy.family import Config
 from deepen.common.errors import DeepenError
+from deepen.planning.pattern import Rule
 from deepen.planning.plan import Insert, Keep, Plan
 
 _Types = Sequence[tuple[object, ...]]
 
 
-def with_parents(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
+def with_parents(plan: Plan, anatomy: Anatomy, config: Config, rule: Rule | None = None) -> Plan:
     """Give every new block between two unlike neighbours two parents that are alike.
 
     Of all pairs of like blocks around a gap, the one with the fewest blocks between is taken; of
@@ -31,6 +33,7 @@ def with_parents(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
         plan: Where new blocks go.
         anatomy: The base's blocks.
         config: The base's config with the family's defaults filled in.
+        rule: What the grown stack must follow, if anything.
 
     Raises:
         DeepenError: No two blocks around a gap have the same tensors, or a rule on the index would
@@ -42,6 +45,8 @@ def with_parents(plan: Plan, anatomy: Anatomy, config: Config) -> Plan:
         base = family.pattern(config)
         grown = family.pattern({**config, family.depth_field: plan.depth})
         return _by_rule(plan, types, base, grown)
+    if rule and (made := rule(anatomy.depth)) and (deeper := rule(plan.depth)):
+        return _by_rule(plan, types, made, deeper)
     blocks = [b if isinstance(b, Keep) else _by_type(b, anatomy, types) for b in plan.blocks]
     return Plan(plan.base_depth, tuple(blocks))
 

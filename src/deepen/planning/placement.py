@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepen.common.errors import DeepenError, unknown
+from deepen.planning.pattern import Rule, spread_periods
 from deepen.planning.plan import Insert, Keep, Plan, insert_after
 
 NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
+PERIODS = "periods"
+"""Placement along a pattern of block types; see ``planning/pattern.py``."""
 SCORED = {"quality": -1, "quality-low": 1}
 """Placements that look at the weights → sign of a gap's score in the order they prefer."""
 
@@ -21,7 +24,7 @@ class Placement:
     """A strategy by name, or an explicit list of gaps."""
 
     name: str
-    """One of NAMES, or ``after``."""
+    """One of NAMES, ``periods`` or ``after``."""
     after: tuple[int, ...] = ()
     """For ``after``: one gap per new block, repeated for several in one gap."""
 
@@ -44,6 +47,8 @@ class PlacementRequest:
     """How many new blocks a gap may take."""
     scores: Callable[[], Sequence[float]] | None = None
     """Says how well the blocks around each gap align; only some placements ask."""
+    rule: Rule | None = None
+    """Says what blocks are in a deeper stack; only ``periods`` asks."""
 
 
 def parse(text: str) -> Placement:
@@ -60,8 +65,8 @@ def parse(text: str) -> Placement:
             raise DeepenError(
                 f"Placement {text!r} is not a list of blocks; write for example after:3,4,5."
             ) from None
-    if text not in NAMES:
-        raise unknown("placement", text, [*NAMES, "after:3,4,5"])
+    if text not in (*NAMES, PERIODS):
+        raise unknown("placement", text, [*NAMES, PERIODS, "after:3,4,5"])
     return Placement(text)
 
 
@@ -85,6 +90,9 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     slots = depth if copies else depth - 1
     if placement.name == "after":
         gaps = _listed(placement, depth, request.new_layers, slots)
+        return insert_after(depth, gaps, copies=copies)
+    if placement.name == PERIODS:
+        gaps = spread_periods(depth, request.new_layers, request.rule, copies=copies)
         return insert_after(depth, gaps, copies=copies)
     wanted = max(1, depth // 2) if request.new_layers is None else request.new_layers
     if wanted < 1:

@@ -32,8 +32,8 @@ class GrowChoice(Record):
     new_layers: int | None = None
     """Number of new blocks; by default what the method's paper does, half of the base's."""
     placement: str | None = None
-    """top, middle, bottom, top-bottom, uniform, quality, quality-low, or after:3,4,5; by default
-    the method's own."""
+    """top, middle, bottom, top-bottom, uniform, periods, quality, quality-low, or after:3,4,5; by
+    default the method's own."""
     per_gap: int = 1
     """How many new blocks a gap may take."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -154,6 +154,9 @@ class GrowRecord(Record):
     """Parameters that the method's paper trains."""
     weight_bytes: int
     """Size of the grown weights on disk."""
+    keeps_pattern: bool | None = None
+    """Whether block types follow the rule that made the base's; ``None`` if there is no rule, or
+    all blocks are of one type."""
     proofs: list[AlignmentProof] = Field(default_factory=list)
     """For each pair of blocks that was aligned, that the aligned one computes what it did."""
     notes: list[str] = Field(default_factory=list)

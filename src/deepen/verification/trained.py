@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from copy import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from deepen.base.anatomy import BlockAnatomy, Family
 from deepen.base.anatomy.layouts import assemble
-from deepen.base.checkpoint import Source, as_bytes, transformers_config
+from deepen.base.checkpoint import Source, as_bytes, config_object
 from deepen.base.layers import NeuronSlice, last_neurons, linear_layers
 from deepen.base.model import Model
 from deepen.planning.plan import Keep, Plan
@@ -165,9 +164,7 @@ def trained_elsewhere(lineage: Lineage, base: Source, grown: Source) -> Training
     )
 
 
-def meaning(source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what transformers reads from a source's config.json, or one in its place."""
-    instead = copy(source)
-    instead.config = config
-    read = transformers_config(instead).to_dict()
+def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what transformers reads from a config.json, however it is written down."""
+    read = config_object(config).to_dict()
     return {field: value for field, value in read.items() if field not in _WRITTEN_ANEW}

@@ -218,7 +218,7 @@ def _check_config(base: Model, grown: Source, claim: _Claim) -> Check:
         expected["dtype"] = str(DTYPES[claim.dtype]).removeprefix("torch.")
     given = dict(grown.config)
     if claim.elsewhere:
-        expected, given = meaning(grown, expected), meaning(grown, given)
+        expected, given = meaning(expected), meaning(given)
     fields = sorted((expected.keys() | given.keys()) - {FIELD})
     problems = [
         f"{field} is {given.get(field)!r}, not {expected.get(field)!r}"
