@@ -17,7 +17,7 @@ from deepen.records.growth import read_lineage
 from deepen.records.verification import Check, VerifyRecord
 from deepen.training import train
 from deepen.training.recipe import Recipe
-from deepen.verification.trained import may_differ, trainings_since
+from deepen.verification.trained import may_differ, since
 
 
 def trained(model: Path, out: Path, **training: Any) -> Path:
@@ -58,7 +58,9 @@ def grown(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_trained_model_passes_and_says_how_far_it_moved(
     llama: Path, grown: Path, tmp_path: Path
 ) -> None:
-    record = deepen.verify(llama, trained(grown, tmp_path))
+    model = trained(grown, tmp_path)
+    assert deepen.verify(grown, model, sequences=1, length=8).passed
+    record = deepen.verify(llama, model)
     assert record.passed, record
     assert record.trained
     assert named(record, "kept blocks").detail.startswith("57 tensors")
@@ -134,14 +136,30 @@ def test_training_between_two_growths_is_counted_in_the_last_model(
     deepen.grow(once, tmp_path / "twice", method="llama-pro", placement="after:0,4")
     lineage = read_lineage(open_model(tmp_path / "twice").source.config)
     assert lineage is not None
-    (training,) = trainings_since(lineage, 0)
+    (training,) = since(lineage, open_model(llama).source.fingerprint).trainings
     assert training.blocks == [5, 7]
-    assert trainings_since(lineage, 1) == []
+    assert since(lineage, open_model(once).source.fingerprint).trainings == []
     assert deepen.verify(once, tmp_path / "twice").max_abs_logit_difference == 0.0
     record = deepen.verify(llama, trained(tmp_path / "twice", tmp_path / "again"))
     assert record.passed, record
     assert record.methods == ["opt-deus", "llama-pro"]
     assert "blocks 7, model.norm.weight" in named(record, "kept").detail
+
+
+def test_a_model_that_was_trained_and_never_grown(llama: Path, tmp_path: Path) -> None:
+    """Its upper blocks, say, which is what one would do instead of growing."""
+    model = trained(llama, tmp_path, trains=[4, 5])
+    record = deepen.verify(llama, model)
+    assert record.passed, record
+    assert record.checks[0].name == "base is the one that was trained"
+    assert (record.methods, record.trained) == ([], True)
+    assert read_lineage(open_model(model).source.config) is None
+    flip(model, "model.layers.3.mlp.up_proj.weight")
+    assert not named(deepen.verify(llama, model), "kept").passed
+    flip(model, "model.layers.3.mlp.up_proj.weight")
+    deepen.grow(model, tmp_path / "grown", new_layers=1)
+    assert deepen.verify(model, tmp_path / "grown").max_abs_logit_difference == 0.0
+    assert deepen.verify(llama, tmp_path / "grown").passed
 
 
 def test_a_model_trained_by_other_means(llama: Path, grown: Path, tmp_path: Path) -> None:
@@ -181,7 +199,7 @@ def test_names_of_what_may_differ_are_those_on_the_disk(tmp_path: Path) -> None:
     opened = open_model(model)
     lineage = read_lineage(opened.source.config)
     assert lineage is not None
-    names = may_differ(opened, trainings_since(lineage, 0))
+    names = may_differ(opened, since(lineage, lineage.steps[0].base.fingerprint).trainings)
     new = {opened.family.split(name)[0] for name in names if opened.family.split(name)}
     assert new == set(lineage.new_blocks)
     assert set(opened.family.final_norm) < names.keys() < opened.source.infos.keys()

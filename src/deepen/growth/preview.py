@@ -29,7 +29,7 @@ from deepen.records.growth import (
     Lineage,
     PlanRecord,
     Step,
-    read_lineage,
+    read_entry,
 )
 
 _LONGEST_DEFAULT = 2048
@@ -123,7 +123,7 @@ def _scores(base: Model, device: Any) -> list[float]:  # noqa: ANN401 (a torch d
 
 def lineage_of(growth: Growth) -> Lineage:
     """Return the ``deepen`` entry of the grown model."""
-    base, before = growth.base, read_lineage(growth.base.source.config)
+    base, before = growth.base, read_entry(growth.base.source.config)
     step = Step(
         method=growth.method.name,
         reference=growth.method.reference,

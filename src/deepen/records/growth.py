@@ -92,10 +92,12 @@ class Step(Record):
 
 
 class Training(Record):
-    """One training of a grown model: what it may have changed, and nothing else has changed."""
+    """One training: what it may have changed, and nothing else has changed."""
 
     stage: Literal["cpt", "sft", "elsewhere"]
     """Continual pre-training, supervised fine-tuning, or not by deepen."""
+    base: BaseIdentity | None = None
+    """Which checkpoint was trained."""
     after_steps: int
     """How many growths came before it; blocks are counted in the model that they made."""
     everything: bool = False
@@ -119,7 +121,7 @@ class Training(Record):
 
 
 class Lineage(Record):
-    """The ``deepen`` entry of a grown checkpoint's config.json."""
+    """The ``deepen`` entry of a checkpoint's config.json: of one that was grown, or trained."""
 
     format: Literal[1] = 1
     """Version of this schema."""
@@ -202,7 +204,17 @@ class PlanRecord(Record):
 
 
 def read_lineage(config: Mapping[str, Any]) -> Lineage | None:
-    """Return a checkpoint's lineage; ``None`` if deepen did not grow it.
+    """Return a grown checkpoint's lineage; ``None`` if deepen did not grow it.
+
+    Raises:
+        DeepenError: There is an entry, but not one that this version understands.
+    """
+    entry = read_entry(config)
+    return entry if entry and entry.steps else None
+
+
+def read_entry(config: Mapping[str, Any]) -> Lineage | None:
+    """Return the lineage of a checkpoint that was grown or trained; ``None`` if there is none.
 
     Raises:
         DeepenError: There is an entry, but not one that this version understands.

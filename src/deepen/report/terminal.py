@@ -298,9 +298,10 @@ def verification(record: VerifyRecord) -> Group:
     for check in record.checks:
         mark = Text("pass", "bold green") if check.passed else Text("FAIL", "bold red")
         table.add_row(mark, check.name, check.detail)
+    happened = [f"grown by {', then '.join(record.methods)}"] if record.methods else []
+    happened += ["trained"] if record.trained else []
     verdict = (
-        f"{record.grown} is {record.base} grown by {', then '.join(record.methods)}"
-        f"{', and trained' if record.trained else ''}."
+        f"{record.grown} is {record.base} {', and '.join(happened)}."
         if record.passed
         else f"{record.grown} is not what it claims to be."
     )

@@ -116,7 +116,7 @@ def _write_side_files(
     dtype: str | None,
     chat_template: str | None,
     record: TrainRecord,
-    lineage: Lineage | None,
+    lineage: Lineage,
 ) -> None:
     """Bring config, lineage, tokenizer and card along."""
     copy_side_files(source.folder, folder)
@@ -124,8 +124,7 @@ def _write_side_files(
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-    if lineage is not None:
-        config[FIELD] = lineage.model_dump(mode="json")
+    config[FIELD] = lineage.model_dump(mode="json")
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     if chat_template is not None:

@@ -9,7 +9,7 @@ from deepen.base.model import Model
 from deepen.common.system import versions
 from deepen.planning.cost import forward_flops_per_token, training_flops_per_token
 from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
-from deepen.records.growth import Lineage, Training, read_lineage
+from deepen.records.growth import BaseIdentity, Lineage, Training, read_entry
 from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord, TrunkRecord
 from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
@@ -80,7 +80,7 @@ def make_record(
 
 def lineage_after(
     model: Model, trains: Trains, record: TrainRecord, stored_dtype: str | None
-) -> Lineage | None:
+) -> Lineage:
     """Return a trained model's lineage, which names what may have changed.
 
     Args:
@@ -88,15 +88,14 @@ def lineage_after(
         trains: What trained.
         record: What was done.
         stored_dtype: What all weights are stored as, if not as they were.
-
-    Returns:
-        ``None`` for a model that was not grown.
     """
-    lineage = read_lineage(model.source.config)
-    if lineage is None:
-        return None
+    source = model.source
+    lineage = read_entry(source.config) or Lineage(new_blocks=[], steps=[])
     training = Training(
         stage=record.stage,
+        base=BaseIdentity(
+            name=source.name, revision=source.revision, fingerprint=source.fingerprint
+        ),
         after_steps=len(lineage.steps),
         everything=trains.everything,
         blocks=list(trains.blocks),
@@ -105,7 +104,7 @@ def lineage_after(
         neurons=trains.neurons,
         stored_dtype=stored_dtype,
         new_blocks_before={
-            index: block_digest(model.family, index, model.anatomy.blocks[index], model.source)
+            index: block_digest(model.family, index, model.anatomy.blocks[index], source)
             for index in lineage.new_blocks
             if index in trains.blocks
         },

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from deepen.base.checkpoint import Source, as_bytes, config_object
 from deepen.base.layers import NeuronSlice, last_neurons, linear_layers
 from deepen.base.model import Model
 from deepen.planning.plan import Keep, Plan
-from deepen.records.growth import FIELD, Lineage, Training
+from deepen.records.growth import FIELD, BaseIdentity, Lineage, Step, Training
 
 _WRITTEN_ANEW = {FIELD, "transformers_version", "dtype", "torch_dtype", "architectures"}
 """What of config.json a library that trains may change as it saves a model."""
@@ -39,20 +40,36 @@ def block_digest(family: Family, index: int, block: BlockAnatomy, source: Source
     return digest.hexdigest()
 
 
-def trainings_since(lineage: Lineage, steps: int) -> list[Training]:
-    """Return the trainings of what later growths made, blocks counted as in the last model.
+@dataclass(frozen=True)
+class Since:
+    """What happened to a model since it was some base."""
+
+    base: BaseIdentity | None
+    """The base, as it was recorded."""
+    steps: list[Step]
+    """The growths, the earliest first."""
+    trainings: list[Training]
+    """The trainings, blocks counted as in the last model."""
+
+
+def since(lineage: Lineage, fingerprint: str) -> Since:
+    """Return what happened since a base; where the lineage does not know it, since its last growth.
 
     Args:
-        lineage: The lineage.
-        steps: How many growths the model had to which it is held; a later one made what trained.
+        lineage: The grown or trained model's.
+        fingerprint: The base's.
     """
-    return [
-        _renumbered(
-            training, [Plan.from_json(s.plan) for s in lineage.steps[training.after_steps :]]
-        )
-        for training in lineage.trainings
-        if training.after_steps > steps
+    steps, trainings = lineage.steps, lineage.trainings
+    moments: list[tuple[BaseIdentity | None, int, list[Training]]] = [
+        (step.base, number, [t for t in trainings if t.after_steps > number])
+        for number, step in enumerate(steps)
     ]
+    unknown = moments[-1:]
+    moments += [(t.base, t.after_steps, trainings[i:]) for i, t in enumerate(trainings)]
+    known = [moment for moment in moments if moment[0] and moment[0].fingerprint == fingerprint]
+    base, number, after = (known or unknown or moments)[0]
+    later = [Plan.from_json(step.plan) for step in steps]
+    return Since(base, steps[number:], [_renumbered(t, later[t.after_steps :]) for t in after])
 
 
 def _renumbered(training: Training, later: list[Plan]) -> Training:
@@ -147,19 +164,19 @@ def trained_elsewhere(lineage: Lineage, base: Source, grown: Source) -> Training
     """Describe a training that no lineage tells of: of what the latest method trains.
 
     Args:
-        lineage: The grown model's.
+        lineage: The trained model's.
         base: The base; where it has no float32 and the grown model nothing else, all weights were
             stored anew.
-        grown: The grown model.
+        grown: The trained model.
     """
-    step, everything = lineage.steps[-1], lineage.steps[-1].trains == "everything"
+    everything = not lineage.steps or lineage.steps[-1].trains == "everything"
     dtypes = {info.dtype for info in grown.infos.values() if info.is_float}
     was = {info.dtype for info in base.infos.values() if info.is_float}
     return Training(
         stage="elsewhere",
         after_steps=len(lineage.steps),
         everything=everything,
-        blocks=list(range(len(step.plan))) if everything else step.new_blocks,
+        blocks=lineage.new_blocks,
         stored_dtype="F32" if dtypes == {"F32"} != was else None,
     )
 

@@ -22,8 +22,8 @@ from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import layout, origins
-from deepen.planning.plan import Insert, Plan
-from deepen.records.growth import FIELD, Step, Training, read_lineage
+from deepen.planning.plan import Insert, Keep, Plan
+from deepen.records.growth import FIELD, BaseIdentity, Step, Training, read_entry
 from deepen.records.verification import Check, VerifyRecord
 from deepen.verification.running import check_generates, run_both, sample_tokens
 from deepen.verification.trained import (
@@ -31,9 +31,9 @@ from deepen.verification.trained import (
     differs,
     may_differ,
     meaning,
+    since,
     stored_dtype,
     trained_elsewhere,
-    trainings_since,
 )
 
 _MOVED = "function moved, as this method does"
@@ -57,9 +57,9 @@ def verify(
     size.
 
     Args:
-        base: The checkpoint that was grown, in the latest step or an earlier one: a folder or a
-            hub id.
-        grown: The grown checkpoint, trained or not.
+        base: The checkpoint that was grown, in the latest step or an earlier one, or trained: a
+            folder or a hub id.
+        grown: The grown or trained checkpoint.
         trained: Whether it was trained by other means than ``deepen train``, which no lineage
             tells: what its method trains may then differ, and config.json may be written anew.
         text: What to run both models on; a built-in passage by default.
@@ -78,7 +78,7 @@ def verify(
         grown=after.name,
         methods=[step.method for step in claim.steps],
         trained=bool(claim.trainings),
-        checks=[_check_base(before, claim.steps), _check_tensors(before, after, claim)],
+        checks=[_check_base(before, claim), _check_tensors(before, after, claim)],
     )
     if not record.passed:
         return record
@@ -88,7 +88,7 @@ def verify(
         return record.model_copy(update={"checks": checks})
     tokens, how = sample_tokens(before, text, sequences, length)
     if claim.trainings:
-        checks.append(check_generates(whole, tokens, where))
+        checks.append(check_generates(before, whole, tokens, where))
     difference, moved = run_both(before, whole, tokens, where, progress)
     checks.append(_check_function(claim, difference, moved, f"{tokens.numel()} {how}"))
     return record.model_copy(
@@ -103,8 +103,12 @@ def verify(
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a grown checkpoint claims to be."""
+    """What a checkpoint that was grown or trained claims to be."""
 
+    base: BaseIdentity | None
+    """The base, as it was recorded."""
+    depth: int
+    """Number of blocks of the base."""
     steps: list[Step]
     """The growths that lead from the base to it."""
     trainings: list[Training]
@@ -113,7 +117,9 @@ class _Claim:
     @cached_property
     def plan(self) -> Plan:
         """The stack, as one growth of the base."""
-        return reduce(Plan.then, (Plan.from_json(step.plan) for step in self.steps))
+        kept = Plan(self.depth, tuple(map(Keep, range(self.depth))))
+        plans = [Plan.from_json(step.plan) for step in self.steps]
+        return reduce(Plan.then, plans) if plans else kept
 
     @property
     def preserves_function(self) -> bool:
@@ -137,28 +143,24 @@ class _Claim:
 
     def trains(self, block: int) -> bool:
         """Whether a block was trained."""
-        return any(block in training.blocks for training in self.trainings)
+        return any(block in t.blocks or t.everything for t in self.trainings)
 
 
 def _claim(base: Model, grown: Source, trained: bool) -> _Claim:
-    """Read the growths that start at a base, the latest one if it is not in the lineage.
+    """Read what happened since a base.
 
     Raises:
-        DeepenError: deepen did not grow the model.
+        DeepenError: deepen neither grew nor trained the model.
     """
-    lineage = read_lineage(grown.config)
+    lineage = read_entry(grown.config)
     if lineage is None:
         raise DeepenError(
             f"{grown.name!r} has no deepen entry in its config.json; "
             f"there is no claim to verify, because deepen did not grow it."
         )
-    bases = [step.base.fingerprint for step in lineage.steps]
-    known = base.source.fingerprint in bases
-    first = bases.index(base.source.fingerprint) if known else len(bases) - 1
-    trainings = trainings_since(lineage, first)
-    if trained:
-        trainings.append(trained_elsewhere(lineage, base.source, grown))
-    return _Claim(lineage.steps[first:], trainings)
+    past = since(lineage, base.source.fingerprint)
+    elsewhere = [trained_elsewhere(lineage, base.source, grown)] if trained else []
+    return _Claim(past.base, base.depth, past.steps, [*past.trainings, *elsewhere])
 
 
 def _structure(
@@ -169,23 +171,21 @@ def _structure(
     whole = as_model(grown) if checks[0].passed else None
     differing = may_differ(whole, claim.trainings) if whole else {}
     checks.append(_check_kept(base, grown, claim.plan, differing, progress))
-    checks.append(_check_new(base, grown, claim))
+    if claim.steps:
+        checks.append(_check_new(base, grown, claim))
     if whole and all(check.passed for check in checks):
         checks.append(_check_loads(whole))
     return whole, checks
 
 
-def _check_base(base: Model, steps: list[Step]) -> Check:
+def _check_base(base: Model, claim: _Claim) -> Check:
     """Compare the base's fingerprint with the one that was recorded."""
-    recorded, given = steps[0].base, base.source.fingerprint
+    given, what = base.source.fingerprint, "grown" if claim.steps else "trained"
     detail = f"fingerprint {given[:12]}"
-    if given != recorded.fingerprint:
-        detail += f", but {recorded.name} with {recorded.fingerprint[:12]} was grown"
-    return Check(
-        name="base is the one that was grown",
-        passed=given == recorded.fingerprint,
-        detail=detail,
-    )
+    same = claim.base is not None and claim.base.fingerprint == given
+    if claim.base is not None and not same:
+        detail += f", but {claim.base.name} with {claim.base.fingerprint[:12]} was {what}"
+    return Check(name=f"base is the one that was {what}", passed=same, detail=detail)
 
 
 def _check_tensors(base: Model, grown: Source, claim: _Claim) -> Check:
@@ -212,7 +212,9 @@ def _check_tensors(base: Model, grown: Source, claim: _Claim) -> Check:
 
 def _check_config(base: Model, grown: Source, claim: _Claim) -> Check:
     """Compare config.json, apart from the lineage, with what the plan makes of the base's."""
-    expected = grown_config(base.source.config, base.resolved, base.family, claim.plan)
+    expected = dict(base.source.config)
+    if claim.steps:
+        expected = grown_config(expected, base.resolved, base.family, claim.plan)
     if claim.dtype is not None:
         expected.pop("torch_dtype", None)
         expected["dtype"] = str(DTYPES[claim.dtype]).removeprefix("torch.")
