@@ -82,6 +82,10 @@ def test_equal_flops_give_every_arm_what_the_reference_costs(folder):
     assert steps["top-blocks"] > steps["opt-deus"] > steps[made.arms[-1].name]
     assert made.arms[-1].training["learning_rate"] == 0.5
     twice = {"method": "opt-deus", "training": {"batch_size": 4}}
+    reading = {"method": "base", "label": "careful", "training": {"protect": {"path": "old.txt"}}}
+    both = study(folder, arms=["base", reading], budget="flops").arms
+    # A pass over 4096 tokens, 64 to a step, costs a third of training on them.
+    assert both[1].training["max_steps"] == 60 - -(-4096 // 64 // 3)
     half = study(folder, arms=["base", twice], budget="flops").arms[1].training["max_steps"]
     assert half == steps["opt-deus"] // 2, "a step of twice the sequences costs twice as much"
     tokens = study(folder, arms=arms, budget="flops", training={"max_tokens": 60 * 64 + 1})

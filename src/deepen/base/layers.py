@@ -29,6 +29,8 @@ class LinearLayer:
     """Width of what it reads."""
     first: bool
     """Whether it reads the stream as it comes into the block: queries, keys, a mixer's input."""
+    last: bool
+    """Whether it writes into the stream: an output projection."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,15 @@ def linear_layers(model: Model, index: int) -> list[LinearLayer]:
         if spec.bank and any(part.is_weight for part in spec.parts):
             raise DeepenError(
                 f"The experts of block {index} of {model.source.name} lie in one tensor "
-                f"({suffix!r}) and are no linear layers, so adapters cannot be put on them; choose "
-                f"blocks without experts, or train whole blocks."
+                f"({suffix!r}) and are no linear layers, which adapters and training.protect need; "
+                f"choose blocks without experts, or train whole blocks."
             )
     used_inside = {type(part).__name__ for part in block.modules()} & {*model.family.preload}
     if used_inside:
         raise DeepenError(
             f"{min(used_inside)} in block {index} of {model.source.name} reads the weights of its "
-            f"layers without calling them, so adapters there would do nothing; choose other "
-            f"blocks, or train whole ones."
+            f"layers without calling them, so adapters and training.protect would do nothing "
+            f"there; choose other blocks, or train whole ones."
         )
     found = []
     for name, layer in block.named_modules():
@@ -76,7 +78,8 @@ def linear_layers(model: Model, index: int) -> list[LinearLayer]:
         outputs, inputs = shape[::-1] if isinstance(layer, Conv1D) else shape
         parts = stored[f"{name}.weight"].parts
         first = all(part.axes[1:] == ("residual",) and part.role not in FFN for part in parts)
-        found.append(LinearLayer(f"{path}.{name}", outputs, inputs, first))
+        last = any(part.writes_residual for part in parts)
+        found.append(LinearLayer(f"{path}.{name}", outputs, inputs, first, last))
     return found
 
 

@@ -203,18 +203,34 @@ def _equal_flops(study: Study, base: Model) -> Study:
     costs = {
         arm.name: _flops_per_token(study, arm, base) * batch[arm.name] for arm in study.all_arms
     }
-    (reference,) = (arm.name for arm in study.all_arms if study.role(arm) == "reference")
+    (reference,) = (arm for arm in study.all_arms if study.role(arm) == "reference")
+    budget = steps * costs[reference.name] + _protecting(study, reference, base)
     arms: Sequence[Arm] = [
-        _with(arm, arm.training | {"max_steps": _steps(steps, costs[reference], costs[arm.name])})
+        _with(
+            arm,
+            arm.training
+            | {"max_steps": _steps(budget - _protecting(study, arm, base), costs[arm.name])},
+        )
         for arm in study.all_arms
     ]
     plain = training.model_copy(update={"max_tokens": None, "max_steps": steps})
     return study.model_copy(update={"arms": arms, "training": plain})
 
 
-def _steps(steps: int, reference: float, own: float) -> int:
-    """Return the steps that cost at most what the reference's steps cost, at least one."""
-    return max(1, int(steps * reference / own))
+def _steps(budget: float, own: float) -> int:
+    """Return the steps that cost at most what there is to spend, at least one."""
+    return max(1, int(budget / own))
+
+
+def _protecting(study: Study, arm: Arm, base: Model) -> float:
+    """Return what it costs an arm to read the text it protects, in FLOPs of a step's sequence."""
+    training, length = _training(study, arm), study.data.sequence_length
+    if training.protect is None:
+        return 0.0
+    _, depth = _trained_model(study, arm, base)
+    forward = training_flops_per_token(base, (), depth, length, trains_everything=False)
+    sequences = max(1, training.protect.max_tokens // length)
+    return forward * sequences / study.training.batch_size
 
 
 def _training(study: Study, arm: Arm) -> TrainingConfig:
@@ -225,14 +241,12 @@ def _training(study: Study, arm: Arm) -> TrainingConfig:
 def _flops_per_token(study: Study, arm: Arm, base: Model) -> float:
     """Return what one trained token costs an arm, by our own count."""
     training = _training(study, arm)
-    length, config, depth = study.data.sequence_length, base.source.config, base.depth
+    length = study.data.sequence_length
     if training.neurons:
         # Forward and through activations, the new neurons cost what their weights' products do.
         through = 4.0 * neuron_parameters(base, training.neurons)
         return through + neuron_flops_per_token(base, training.neurons, length)
-    if arm.is_grown:
-        growth = resolve(base, arm.request(study.new_layers, study.seeds[0]))
-        config, depth = config_of(growth, lineage_of(growth)), growth.plan.depth
+    config, depth = _trained_model(study, arm, base)
     trains = trainable(config, depth, training, arm.name)
     if trains.lora:
         return lora_flops_per_token(base, trains.lora.rank, trains.blocks, length)
@@ -244,3 +258,11 @@ def _flops_per_token(study: Study, arm: Arm, base: Model) -> float:
         trains_everything=trains.everything,
         also=trains.outside,
     )
+
+
+def _trained_model(study: Study, arm: Arm, base: Model) -> tuple[Mapping[str, Any], int]:
+    """Return config.json and depth of the model that an arm trains."""
+    if not arm.is_grown:
+        return base.source.config, base.depth
+    growth = resolve(base, arm.request(study.new_layers, study.seeds[0]))
+    return config_of(growth, lineage_of(growth)), growth.plan.depth

@@ -50,6 +50,19 @@ class TrunkRecord(Record):
     """Time of that first pass; not part of the training time."""
 
 
+class ProtectRecord(Record):
+    """What was protected for the sake of an old text."""
+
+    layers: int
+    """Linear layers whose updates left its directions alone."""
+    tokens: int
+    """Tokens of it that were read."""
+    directions: float
+    """Mean share of a layer's input directions that were protected, 0 to 1."""
+    seconds: float
+    """Time to find them; not part of the training time."""
+
+
 class SourceRecord(Record):
     """What was seen of one source of the training data."""
 
@@ -116,6 +129,8 @@ class TrainRecord(Record):
     """The step that the last restart began at."""
     trunk: TrunkRecord | None = None
     """What was kept of the frozen trunk; ``None`` if every block was run in every step."""
+    protect: ProtectRecord | None = None
+    """What was protected; ``None`` if nothing was."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     versions: dict[str, str]

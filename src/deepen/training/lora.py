@@ -117,6 +117,11 @@ def merged(
     }
 
 
+def adapter_down(layer: Any) -> nn.Linear:  # noqa: ANN401 (peft's classes have no types)
+    """Return A of a layer that has an adapter, which maps the layer's input to the rank."""
+    return layer.lora_A[_ADAPTER]
+
+
 def plain(name: str) -> str:
     """Return the name that a frozen tensor had before its layer was given an adapter."""
     return name.replace(f".{_BASE}.", ".")

@@ -114,6 +114,21 @@ class LoraConfig(Settings):
     """Which blocks have adapters: all, those that growing added, those that it kept, or a list."""
 
 
+class ProtectConfig(Settings):
+    """Keep what trains clear of what a text needs (gradient projection memory, arXiv 2103.09762).
+
+    A linear layer's update leaves alone the few directions in which almost all of its input lies
+    while the model reads the text, so that it hardly changes what the layer computes there.
+    """
+
+    path: str | list[str]
+    """Old text: files or folders, or a hub data set's id, otherwise read as ``data`` is."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Share of the input's mean square that the protected directions hold."""
+    max_tokens: Positive = 4096
+    """How much of the text is read, in whole sequences from all over it."""
+
+
 class TrainingConfig(Settings):
     """How to train."""
 
@@ -163,6 +178,9 @@ class TrainingConfig(Settings):
     """Train low-rank adapters and nothing else, whatever ``trains`` says."""
     neurons: Positive | None = None
     """Train the last so many neurons of every FFN and nothing else, whatever ``trains`` says."""
+    protect: ProtectConfig | None = None
+    """Old text whose directions no update may touch: in new blocks those of the output projections,
+    in others of every linear layer that trains."""
     trunk_cache: Literal["auto"] | bool = "auto"
     """Whether what the frozen blocks below the lowest trained one compute is kept on disk, so that
     later epochs, and other runs on the same tokens, start above them; ``auto`` where that saves

@@ -10,7 +10,14 @@ from deepen.common.system import versions
 from deepen.planning.cost import forward_flops_per_token, training_flops_per_token
 from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
 from deepen.records.growth import BaseIdentity, Lineage, Training, read_entry
-from deepen.records.training import LossPoint, SourceRecord, StepTime, TrainRecord, TrunkRecord
+from deepen.records.training import (
+    LossPoint,
+    ProtectRecord,
+    SourceRecord,
+    StepTime,
+    TrainRecord,
+    TrunkRecord,
+)
 from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
@@ -32,6 +39,7 @@ def make_record(
     matmul_rate: float,
     resumed_from_step: int | None,
     trunk: TrunkRecord | None,
+    protect: ProtectRecord | None,
 ) -> TrainRecord:
     """Collect what a finished run tells.
 
@@ -47,6 +55,7 @@ def make_record(
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
         trunk: What was kept of the frozen blocks at the bottom.
+        protect: What was protected.
     """
     measured, length = _measured(engine, schedule), recipe.data.sequence_length
     flops = _flops_per_token(model, trains, length)
@@ -73,6 +82,7 @@ def make_record(
         utilisation=run * measured["tokens_per_second"] / rate,
         resumed_from_step=resumed_from_step,
         trunk=trunk,
+        protect=protect,
         recipe=recipe.model_dump(mode="json"),
         versions=versions() | _engine_versions(),
     )

@@ -29,6 +29,7 @@ from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, adapt, counts, trainable
 from deepen.training.load import check_length, load_module, lowest_trained
 from deepen.training.processes import local_rank, processes, rank
+from deepen.training.protect import old_text, protect
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.record import make_record
@@ -100,6 +101,8 @@ class _Job:
     """Packed sequences or examples."""
     schedule: Schedule
     """The steps."""
+    old_text: Any
+    """Packed sequences of the text to protect, if there is one."""
     keeper: Keeper | None
     """Keeps what the frozen blocks below the lowest trained one compute, if it is to be kept."""
 
@@ -112,7 +115,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     """
     data, training = recipe.data, recipe.training
     assert data.seed is not None
-    for source in sources(data):
+    old = old_text(recipe)
+    for source in [*sources(data), *([old] if old else [])]:
         local_files(source)
     model = open_model(recipe.model)
     trains = trainable(model.source.config, model.depth, training, model.source.name)
@@ -138,7 +142,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     keeper = None
     if keeps and pays(recipe, below, model.depth, schedule):
         keeper = Keeper(recipe, model, below, loaded, schedule, cache)
-    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule, keeper)
+    kept = load_packed(old, training, tokenizer, cache, progress) if old else None
+    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule, kept, keeper)
 
 
 def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
@@ -155,6 +160,13 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     engine = make_engine(
         recipe, job.stage, module, job.data, job.tokenizer, job.schedule, rates, progress
     )
+    protected = None
+    if job.old_text is not None:
+        protected = protect(engine, recipe, job.model, job.trains, job.old_text)
+        tell(
+            f"Protecting {protected.directions:.0%} of the input directions of {protected.layers} "
+            f"linear layers, found on {protected.tokens:,} tokens of old text."
+        )
     trunk = _start_above_trunk(job, engine, progress, tell)
     if rank() == 0:
         folder.begin(recipe)
@@ -178,6 +190,7 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
         matmul_rate=rate,
         resumed_from_step=resumed,
         trunk=trunk.record if trunk else None,
+        protect=protected,
     )
     if rank() == 0:
         publish(
