@@ -107,7 +107,8 @@ def truncate(folder):
 
 
 def index(folder, **changes):
-    weights = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    weights = dict.fromkeys(load_file(folder / "shard.safetensors"), "shard.safetensors")
     text = json.dumps({"weight_map": weights | changes})
     (folder / "model.safetensors.index.json").write_text(text)
 
@@ -135,11 +136,13 @@ BROKEN = {
         "'gone.safetensors' is named by",
     ),
     "index names too much": (
-        lambda f: index(f, **{"model.extra": "model.safetensors"}),
+        lambda f: index(f, **{"model.extra": "shard.safetensors"}),
         "holds tensor 'model.extra', but it is not",
     ),
     "index not an index": (
-        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        lambda f: (
+            (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text("{}")
+        ),
         "not a shard index",
     ),
     "GPTQ": (
@@ -149,7 +152,7 @@ BROKEN = {
     "FP8": (lambda f: retype(f, torch.float8_e4m3fn), "stored as torch.float8_e4m3fn"),
     "integers": (lambda f: retype(f, torch.int32), "stored as torch.int32"),
     "custom code": (
-        lambda f: edit_config(f, auto_map={"AutoModel": "x.Y"}),
+        lambda f: edit_config(f, model_type="nonesuch", auto_map={"AutoModel": "x.Y"}),
         "asks for custom code",
     ),
     "other family": (

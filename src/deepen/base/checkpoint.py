@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import pickle
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deepen.base.folder import (
+    WeightFiles,
+    check_folder,
+    find_weights,
+    refusal,
+    refuse_wrapped,
+    remarks,
+)
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -153,6 +160,7 @@ class ModuleSource(Source):
         self.revision = None
         self.config = config
         self._tensors = _without_tied_head(module.state_dict())
+        refuse_wrapped(self.name, self._tensors)
         self.infos = {name: info_of(tensor, name) for name, tensor in self._tensors.items()}
 
     def load(self, name: str) -> Tensor:
@@ -160,29 +168,55 @@ class ModuleSource(Source):
         return self._tensors[name].detach().cpu()
 
 
+class Described(Source):
+    """A checkpoint that is yet to be written: its tensors have a shape and no content."""
+
+    revision = None
+
+    def __init__(
+        self, name: str, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+    ) -> None:
+        """Say what it will be."""
+        self.name, self.config, self.infos = name, config, infos
+
+    def load(self, name: str) -> Tensor:
+        """Return a tensor of the right shape on the meta device."""
+        return torch.empty(self.infos[name].shape, device="meta")
+
+
 class FolderSource(Source):
-    """A Hugging Face checkpoint folder with safetensors or PyTorch ``.bin`` weights."""
+    """A Hugging Face checkpoint folder with safetensors or PyTorch ``.bin`` weights.
+
+    What is read is what ``from_pretrained`` would read, whatever else lies there.
+    """
 
     def __init__(self, folder: Path, name: str | None = None, revision: str | None = None) -> None:
         """Read config.json and the headers of all weight files; load no weights.
 
         Raises:
-            DeepenError: The folder, its config or its weights are missing, damaged or quantised.
+            DeepenError: The folder, its config or its weights are missing, damaged, quantised, or
+                in a form that transformers does not load by itself.
         """
-        if not folder.is_dir():
-            raise DeepenError(f"There is no folder {str(folder)!r}; check the path.")
+        check_folder(folder)
         self.folder = folder
         self.name = name or folder.resolve().name
         self.revision = revision
         self.config = read_config(folder)
-        self._files = _tensor_files(folder)
+        self._weights = find_weights(folder, self.config)
         self._pickled: tuple[str, dict[str, Tensor]] | None = None
-        self.infos = self._read_infos()
+        self._files: dict[str, Path] = {}
+        self.infos = self._read_infos(self._weights)
+        refuse_wrapped(self.name, self.infos)
 
     @property
     def is_pickled(self) -> bool:
         """Whether the weights are PyTorch ``.bin`` files."""
-        return any(file.suffix == ".bin" for file in self._files.values())
+        return self._weights.is_pickled
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of how the folder was read, a sentence each."""
+        return remarks(self.name, self.folder, self.config, self._weights)
 
     def load(self, name: str) -> Tensor:
         """Return one tensor in its stored dtype, mapped from disk."""
@@ -201,22 +235,22 @@ class FolderSource(Source):
             self._pickled = (file.name, _read_pickle(file))
         return self._pickled[1]
 
-    def _read_infos(self) -> dict[str, TensorInfo]:
-        """Collect dtype and shape of every tensor, checking the index against the files."""
-        in_file: dict[Path, dict[str, TensorInfo]] = {}
-        infos = {}
-        for name, file in list(self._files.items()):
-            if file not in in_file:
-                in_file[file] = self._header(file)
-            if name not in in_file[file]:
-                if file.suffix == ".bin" and name in self._load_pickle(file):
-                    del self._files[name]  # the tied head
-                    continue
+    def _read_infos(self, weights: WeightFiles) -> dict[str, TensorInfo]:
+        """Collect dtype and shape of every tensor, holding the files to their index.
+
+        As for transformers, a tensor is where it lies, and not where the index says.
+        """
+        infos: dict[str, TensorInfo] = {}
+        for file in weights.files:
+            header = self._header(file)
+            infos |= header
+            self._files |= dict.fromkeys(header, file)
+        for name, where in weights.promised.items():
+            if name not in infos and name != _HEAD:  # a head that is tied need not be stored
                 raise DeepenError(
-                    f"The index says that {file.name!r} holds tensor {name!r}, but it is not "
-                    f"there; fetch or export the checkpoint again."
+                    f"The index says that {where!r} holds tensor {name!r}, but it is not there; "
+                    f"fetch or export the checkpoint again."
                 )
-            infos[name] = in_file[file][name]
         return infos
 
     def _header(self, file: Path) -> dict[str, TensorInfo]:
@@ -242,7 +276,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise DeepenError(
+        raise refusal(folder) or DeepenError(
             f"Folder {str(folder)!r} has no config.json; it is not a Hugging Face checkpoint."
         )
     try:
@@ -259,7 +293,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"The weights of {str(folder)!r} are quantised ({method}); "
             f"grow the unquantised checkpoint and quantise the result."
         )
-    if config.get("auto_map"):
+    if config.get("auto_map") and not _is_native(config):
         raise DeepenError(
             f"{str(file)!r} asks for custom code (auto_map); deepen grows only models that "
             f"transformers loads by itself."
@@ -267,39 +301,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Map each tensor name of a checkpoint to the file that holds it."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index = folder / f"{stem}{suffix}.index.json"
-        single = folder / f"{stem}{suffix}"
-        if index.is_file():
-            return _files_of_index(index)
-        if single.is_file():
-            if suffix == ".bin":
-                return dict.fromkeys(_read_pickle(single), single)
-            with _open_safetensors(single) as handle:
-                return dict.fromkeys(handle.keys(), single)
-    raise DeepenError(
-        f"Folder {str(folder)!r} holds no model.safetensors or pytorch_model.bin; "
-        f"fetch the weights."
-    )
+def _is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a class of its own for a config."""
+    from transformers import CONFIG_MAPPING
 
-
-def _files_of_index(index: Path) -> dict[str, Path]:
-    """Read a shard index; all shards must exist."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): index.parent / file for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DeepenError(
-            f"{str(index)!r} is not a shard index with a weight_map; fetch it again."
-        ) from None
-    for file in sorted(set(files.values())):
-        if not file.is_file():
-            raise DeepenError(
-                f"Shard {file.name!r} is named by {index.name!r} but missing; fetch it again."
-            )
-    return files
+    return config.get("model_type") in CONFIG_MAPPING
 
 
 def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is not public)
@@ -334,16 +340,6 @@ def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor.data_ptr() == head.data_ptr() for name, tensor in tensors.items() if name != _HEAD
     )
     return {name: tensor for name, tensor in tensors.items() if not (tied and name == _HEAD)}
-
-
-def note_pickle(source: Source) -> None:
-    """Tell, as a warning, that weights came from ``.bin`` files."""
-    if isinstance(source, FolderSource) and source.is_pickled:
-        warnings.warn(
-            f"{source.name} stores PyTorch .bin files; they were read with weights-only loading "
-            f"and the grown model is written as safetensors.",
-            stacklevel=2,
-        )
 
 
 def transformers_config(source: Source) -> "PreTrainedConfig":

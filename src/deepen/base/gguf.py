@@ -68,12 +68,14 @@ def _read(file: Path) -> tuple[Any, "PreTrainedTokenizerBase"]:
     """Load model, in float32, and tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": file.name}
+    folder, name = file.parent, file.name
     try:
         splitting = _splitting(file)
         with redirect_stderr(io.StringIO()):  # a bar that no setting turns off
-            module = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+            module = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except Exception as error:  # many types, for files that are damaged or of unknown models
         reason = " ".join(str(error).split())[:200]
         raise DeepenError(
@@ -112,7 +114,9 @@ def _save(module: Any, folder: Path) -> None:  # noqa: ANN401
 
     config = _clean(module.config)
     with init_empty_weights(include_buffers=False):
-        plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        plain: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, trust_remote_code=False
+        )
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in module.state_dict().items()}
     plain.load_state_dict(weights, assign=True)
     plain.tie_weights()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource
+from deepen.base.folder import WEIGHTS
 from deepen.base.registry import named
 from deepen.common.errors import DeepenError
 
@@ -51,7 +52,8 @@ def _fetch(repo_id: str, revision: str | None) -> Path:
 
     try:
         snapshot = download("*.safetensors")
-        if not any(snapshot.glob("*.safetensors")):
+        # An adapter or a variant is safetensors too, and not what transformers reads.
+        if not any((snapshot / name).is_file() for name in WEIGHTS[:2]):
             snapshot = download("*.bin")
     except LocalEntryNotFoundError:
         raise DeepenError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from deepen.base.anatomy import Anatomy, dissect
 from deepen.base.anatomy.family import Config
 from deepen.base.anatomy.layouts import assemble
-from deepen.base.checkpoint import Source, transformers_config
+from deepen.base.checkpoint import FolderSource, Source, transformers_config
+from deepen.base.folder import ADAPTER
+from deepen.common.errors import DeepenError
 
 
 def _nothing(name: str) -> None:
@@ -82,11 +84,16 @@ class InMemory:
             source: The checkpoint.
             resolved: Its config with the family's defaults filled in.
             anatomy: What its blocks are made of.
+
+        Raises:
+            DeepenError: transformers cannot build such a model, or would not load these tensors
+                into it.
         """
         module = empty_model(source)
         aliases = getattr(module, "all_tied_weights_keys", {})
         shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in aliases}
         own = dissect(anatomy.table, resolved, shapes, source.shapes)
+        _check_shapes(source, resolved, shapes, own, anatomy)
         names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
 
         def load(name: str) -> Tensor:
@@ -100,11 +107,106 @@ class InMemory:
 
 
 def empty_model(source: Source) -> nn.Module:
-    """Build the transformers model of a source's config, without weights but with its buffers."""
+    """Build the transformers model of a source's config, without weights but with its buffers.
+
+    Raises:
+        DeepenError: transformers cannot.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    config = transformers_config(source)
-    with init_empty_weights(include_buffers=False):
-        module: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        config = transformers_config(source)
+        with init_empty_weights(include_buffers=False):
+            module: nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
+    except Exception as error:  # many types, for configs that contradict themselves
+        raise DeepenError(
+            f"transformers cannot build {source.name} as its config.json describes it "
+            f"({_reason(error)}); correct it."
+        ) from None
     return module.eval()
+
+
+def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  # noqa: ANN401 (transformers' classes have no types)
+    """Load a checkpoint's model with its weights, as any user would.
+
+    Args:
+        source: The checkpoint.
+        dtype: What to compute in; ``"auto"`` is the stored one.
+
+    Raises:
+        DeepenError: transformers cannot load it, or would load an adapter with it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if (source.folder / ADAPTER).is_file():
+        raise DeepenError(
+            f"{source.name} holds an adapter beside the model, which transformers loads onto it "
+            f"where peft is installed; merge it, or remove {ADAPTER}, so that one model is meant."
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=dtype, trust_remote_code=False
+        )
+    except (ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise DeepenError(
+            f"transformers cannot load {source.name} ({_reason(error)}); correct the checkpoint."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message as one line."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+def _check_shapes(
+    source: Source,
+    resolved: Config,
+    shapes: Mapping[str, tuple[int, ...]],
+    own: Anatomy,
+    anatomy: Anatomy,
+) -> None:
+    """Compare every shape in memory with what the stored tensors make.
+
+    Raises:
+        DeepenError: They differ, so that transformers would refuse to load the checkpoint.
+    """
+
+    def load(name: str) -> Tensor:
+        return torch.empty(source.infos[name].shape, device="meta")
+
+    for name, shape in shapes.items():
+        place = own.family.split(name)
+        if place is not None and own.blocks[place[0]].stored[place[1]].is_buffer:
+            continue
+        try:
+            found = tuple(assemble(name, shape, own, anatomy, load).shape)
+        except KeyError:  # what is missing, and not of another shape
+            continue
+        except (RuntimeError, IndexError):  # parts that do not go into the whole
+            found = None
+        if found != shape:
+            raise DeepenError(_contradiction(source.name, resolved, name, shape, found))
+
+
+def _contradiction(
+    source: str,
+    resolved: Config,
+    name: str,
+    shape: tuple[int, ...],
+    found: tuple[int, ...] | None,
+) -> str:
+    """Say where tensors and config.json disagree, and which of its fields has that size."""
+    pairs = zip(found or (), shape, strict=False)
+    wrong = next((size for stored, size in pairs if stored != size), None)
+    fields = [key for key, value in resolved.items() if type(value) is int and value == wrong]
+    named = f" ({', '.join(fields)})" if 0 < len(fields) < 4 else ""
+    stored = f"is {list(found)}" if found else "has another size"
+    return (
+        f"transformers would not load {source}: {name!r} {stored} in the checkpoint and "
+        f"{list(shape)} in the model that config.json describes{named}; correct config.json."
+    )

@@ -1,5 +1,7 @@
 """Text as a model's tokens: its tokenizer, and a short text to read when none is given."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepen.base.checkpoint import FolderSource, Source
@@ -31,10 +33,10 @@ and thirty-five minutes, because from 14:35 to 17:00 are 2 h 25 min and ten minu
 
 
 def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer that lies beside a checkpoint's weights.
+    """Load the tokenizer that lies beside a checkpoint's weights; code of its own is never run.
 
     Raises:
-        DeepenError: There is none, or it is damaged.
+        DeepenError: There is none, it is damaged, or it is custom code.
     """
     from transformers import AutoTokenizer
 
@@ -44,14 +46,31 @@ def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
             f"that folder."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
         # Without their files some classes make one of special tokens alone.
         if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             return tokenizer
         reason = "without words"
     except Exception as error:  # many types, for files that are missing or damaged
         reason = " ".join(str(error).split())[:200]
+    if code := tokenizer_code(source.folder):
+        raise DeepenError(
+            f"The tokenizer of {source.name} is custom code ({code}), which deepen never runs; "
+            f"give a folder with a tokenizer.json that transformers loads by itself."
+        )
     raise DeepenError(
         f"{source.name} has no tokenizer that loads ({reason}); copy the tokenizer's files of its "
         f"base into the folder."
     )
+
+
+def tokenizer_code(folder: Path) -> str | None:
+    """Return the class that tokenizer_config.json asks custom code for, ``file.Class``."""
+    try:
+        content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        named = content["auto_map"]
+        classes = named["AutoTokenizer"] if isinstance(named, dict) else named
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+    listed = classes if isinstance(classes, list) else [classes]
+    return next((entry for entry in reversed(listed) if isinstance(entry, str)), None)

@@ -1,11 +1,11 @@
 """What a model writes."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from deepen.base.hub import open_checkpoint
+from deepen.base.memory import load_pretrained
 from deepen.base.text import tokenizer_of
 
 
@@ -20,11 +20,9 @@ def continuation(model: str | Path, prompt: str, tokens: int) -> str:
     Raises:
         DeepenError: The model or its tokenizer cannot be opened.
     """
-    from transformers import AutoModelForCausalLM
-
     source = open_checkpoint(model)
     tokenizer = tokenizer_of(source)
-    module: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
+    module = load_pretrained(source, torch.float32)
     given = tokenizer(prompt, return_tensors="pt")
     written = module.generate(
         **given, do_sample=False, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id

@@ -11,6 +11,7 @@ import torch
 
 from deepen.base.checkpoint import FolderSource, positions_of
 from deepen.base.hub import open_checkpoint
+from deepen.base.memory import load_pretrained
 from deepen.base.text import tokenizer_of
 from deepen.common import device as devices
 from deepen.common.errors import DeepenError
@@ -118,11 +119,9 @@ def _check(
 
 def _load(source: FolderSource, where: torch.device) -> Any:  # noqa: ANN401
     """Load the model's weights."""
-    from transformers import AutoModelForCausalLM
-
     dtype = torch.float32 if where.type == "cpu" else "auto"
     with quiet_transformers():
-        module: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=dtype)
+        module = load_pretrained(source, dtype)
     return module.to(where).eval()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deepen.base.anatomy.family import Family
+from deepen.base.folder import portable
 from deepen.common.errors import DeepenError
 from deepen.planning.pattern import PERIODS, follows_rule
 from deepen.planning.plan import Plan
@@ -37,7 +38,7 @@ def grown_config(
 
     Args:
         config: The base's config.json; everything in it that does not count blocks is kept, but for
-            a period that blocks no longer follow.
+            a period that blocks no longer follow, and what names files that stay behind.
         resolved: The same config with the family's defaults filled in by transformers. A list with
             one entry per block that the file leaves out would be made anew from the larger count,
             and kept blocks would change their type; so it is taken from here and written out.
@@ -48,6 +49,7 @@ def grown_config(
         DeepenError: A field looks like one entry per block, but the family's table has no word
             on it.
     """
+    config, resolved = portable(config), portable(resolved)
     explicit = family.explicit(resolved) if family.explicit else {}
     resolved = {**resolved, **explicit}
     grown = {**config, **explicit, family.depth_field: plan.depth}

@@ -9,14 +9,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.base.checkpoint import FolderSource, ModuleSource, note_pickle
+from deepen.base.checkpoint import FolderSource, ModuleSource
 from deepen.base.model import Model, as_model, open_model
 from deepen.common.progress import Progress, silent
 from deepen.common.system import peak_resident_bytes
 from deepen.growth.card import model_card
 from deepen.growth.fuse import Growth, grown_tensors
-from deepen.growth.preview import config_of, grow_record, lineage_of, requested, resolve
-from deepen.growth.side_files import copy_side_files
+from deepen.growth.preview import (
+    check_loads,
+    config_of,
+    grow_record,
+    lineage_of,
+    requested,
+    resolve,
+)
+from deepen.growth.side_files import copy_side_files, tell
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
 from deepen.records.growth import GrowRecord, GrowRequest
@@ -62,10 +69,11 @@ def grow(
         base = open_model(model, revision)
         assert isinstance(base.source, FolderSource)
         check_out(out, base.source.folder, overwrite=overwrite)
-        note_pickle(base.source)
+        tell(base.source)
         growth = resolve(base, asked, progress)
         lineage = lineage_of(growth)
         config, record = config_of(growth, lineage), grow_record(growth, lineage)
+        check_loads(growth, config)
         same = {"step": record.step.model_dump(), "max_shard_size": str(max_shard_size)}
         with staged(out, same, record.weight_bytes, resume=resume, overwrite=overwrite) as folder:
             _write_weights(growth, folder, max_shard_size, progress)

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from deepen import methods
-from deepen.base.model import Model, open_model
+from deepen.base.checkpoint import Described, FolderSource
+from deepen.base.model import Model, as_model, open_model
+from deepen.base.streamed import missing_and_extra
 from deepen.common import device as devices
+from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import validate
 from deepen.common.system import versions
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import Growth
+from deepen.growth.side_files import left_behind
 from deepen.methods.method import parse_options
 from deepen.planning import placement
 from deepen.planning.cost import estimate, placements
@@ -71,8 +75,12 @@ def plan(
         "precision": precision,
         "activation_checkpointing": activation_checkpointing,
     }
-    trains, record = growth.method.trains, grow_record(growth, lineage_of(growth))
-    notes = [*record.notes, *uneven_stages(base.depth, growth.plan.depth)]
+    trains, lineage = growth.method.trains, lineage_of(growth)
+    check_loads(growth, config_of(growth, lineage))
+    record = grow_record(growth, lineage)
+    assert isinstance(base.source, FolderSource)
+    told = [*base.source.remarks, *left_behind(base.source)]
+    notes = [*record.notes, *told, *uneven_stages(base.depth, growth.plan.depth)]
     return PlanRecord(
         growth=record.model_copy(update={"notes": notes}),
         cost=estimate(base, growth.plan, trains=trains, label="this plan", **conditions),
@@ -118,6 +126,7 @@ def _scores(base: Model, device: Any) -> list[float]:  # noqa: ANN401 (a torch d
     """Say how well the blocks around each gap align."""
     from deepen.alignment.measure import gap_scores
 
+    _ = base.in_memory  # refuses what transformers would, before anything is measured
     return gap_scores(base, device)
 
 
@@ -154,6 +163,30 @@ def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
     base = growth.base
     config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
     return config | {FIELD: lineage.model_dump(mode="json")}
+
+
+def check_loads(growth: Growth, config: Mapping[str, Any]) -> None:
+    """Build the grown model without weights, and hold every tensor to what is planned.
+
+    Args:
+        growth: What is planned.
+        config: config.json of the grown model.
+
+    Raises:
+        DeepenError: transformers would not load it, would leave a tensor out, or would make one up.
+    """
+    name = growth.base.source.name
+    missing, extra = missing_and_extra(as_model(Described(name, config, growth.layout)))
+    if missing:
+        raise DeepenError(
+            f"{name} lacks tensor {missing[0]!r}, which the model that config.json describes has, "
+            f"and transformers would make it up; correct config.json or fetch the tensor."
+        )
+    if extra:
+        raise DeepenError(
+            f"{name} has tensor {extra[0]!r}, which the model that config.json describes does not "
+            f"have, and transformers would leave it out; correct config.json."
+        )
 
 
 def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:

@@ -1,14 +1,23 @@
 """Bring along what lies beside a checkpoint's weights: tokenizer, templates, licence."""
 
+import re
 import shutil
+import warnings
 from pathlib import Path
+
+from deepen.base.checkpoint import FolderSource
+from deepen.base.folder import ADAPTER
+from deepen.base.text import tokenizer_code, tokenizer_of
+from deepen.common.errors import DeepenError
 
 # Weights, training state and code stay behind; every other file of a checkpoint comes along.
 _LEFT_BEHIND = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"),
     *(".npz", ".tflite", ".py"),
 }
-_REWRITTEN = {"config.json", "README.md", "trainer_state.json"}
+# An adapter's config too: without its weights, which stay behind, transformers loads nothing.
+_REWRITTEN = {"config.json", "README.md", "trainer_state.json", ADAPTER}
+_INDEX = re.compile(r".*\.index(\..+)?\.json")
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -16,8 +25,47 @@ def copy_side_files(source: Path, out: Path) -> None:
     """Copy a checkpoint's files, all but those that the new checkpoint writes itself."""
     for file in sorted(source.iterdir()):
         wanted = file.suffix not in _LEFT_BEHIND and file.name not in _REWRITTEN
-        hidden = file.name.startswith(".") or file.name.endswith(".index.json")
+        hidden = file.name.startswith(".") or _INDEX.fullmatch(file.name)
         if file.is_file() and wanted and not hidden:
             shutil.copyfile(file, out / file.name)
     if (source / _TEMPLATES).is_dir():
         shutil.copytree(source / _TEMPLATES, out / _TEMPLATES, dirs_exist_ok=True)
+
+
+def tell(source: FolderSource) -> None:
+    """Warn of how a checkpoint was read, and of what does not come along."""
+    for remark in [*source.remarks, *left_behind(source)]:
+        warnings.warn(remark, stacklevel=3)
+
+
+def left_behind(source: FolderSource) -> list[str]:
+    """Tell what does not come along though it changes what is loaded, a sentence each."""
+    told = []
+    if (source.folder / ADAPTER).is_file():
+        told.append(
+            f"{source.name} holds an adapter beside the model, which transformers loads onto it "
+            f"where peft is installed; the model was grown without it, and it does not come "
+            f"along: merge it first if it belongs to the model."
+        )
+    if code := tokenizer_code(source.folder):
+        told.append(_custom_tokenizer(source, code))
+    return told
+
+
+def _custom_tokenizer(source: FolderSource, code: str) -> str:
+    """Tell what becomes of a tokenizer that names custom code."""
+    said = f"The tokenizer of {source.name} names custom code ({code}), which was neither run nor"
+    repository, elsewhere, _ = code.rpartition("--")
+    file = f"{code.partition('.')[0]}.py"
+    way_out = f"copy {file} beside the grown model" if not elsewhere else f"it lies at {repository}"
+    try:
+        tokenizer_of(source)
+    except DeepenError:
+        return (
+            f"{said} copied: the grown tokenizer does not load without it; if you trust it, "
+            f"{way_out} and pass trust_remote_code=True."
+        )
+    return (
+        f"{said} copied: transformers has a class of its own for it; for the code instead, "
+        f"{way_out}."
+    )

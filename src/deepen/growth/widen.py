@@ -20,38 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import BlockAnatomy
-from deepen.base.anatomy.layouts import assemble
-from deepen.base.checkpoint import FolderSource, Source, TensorInfo, note_pickle
+from deepen.base.checkpoint import Described, FolderSource, TensorInfo
+from deepen.base.folder import portable
 from deepen.base.layers import ffn_width, neuron_tensors
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.seeds import generator_for
-from deepen.growth.side_files import copy_side_files
+from deepen.growth.side_files import copy_side_files, tell
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
 from deepen.records.growth import BaseIdentity, WidenRecord
 
 _NAMES = re.compile(r"inner|intermediate|ffn|ffw|feed|mlp")
 """What config fields of an FFN's width are called."""
-
-
-class _Described(Source):
-    """A checkpoint that is yet to be written."""
-
-    revision = None
-
-    def __init__(
-        self, name: str, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-    ) -> None:
-        """Say what it will be."""
-        self.name, self.config, self.infos = name, config, infos
-
-    def load(self, name: str) -> Tensor:
-        """Return a tensor of the right shape that takes no memory."""
-        return torch.zeros(()).expand(self.infos[name].shape)
 
 
 def widen(
@@ -87,7 +70,7 @@ def widen(
     source = base.source
     assert isinstance(source, FolderSource)
     check_out(out, source.folder, overwrite=overwrite)
-    note_pickle(source)
+    tell(source)
     wider, fields = _described(base, neurons)
     total = sum(info.nbytes for info in wider.source.infos.values())
     record = _record(base, wider, out, neurons, fields, seed)
@@ -152,12 +135,12 @@ def _described(base: Model, neurons: int) -> tuple[Model, list[str]]:
             infos[tensor] = TensorInfo(infos[tensor].dtype, tuple(shape))
     fields = _fields(base.resolved, width)
     for chosen in chain(([field] for field in fields), [fields] if len(fields) > 1 else []):
-        config = dict(base.source.config) | {
+        config = portable(base.source.config) | {
             field: _wider(base.resolved[field], width + neurons) for field in chosen
         }
         try:
-            model = as_model(_Described(name, config, infos))
-            if _fits(model):
+            model = as_model(Described(name, config, infos))
+            if not any(missing_and_extra(model)):
                 return model, chosen
         except Exception:  # whatever transformers raises for a config that makes no sense
             continue
@@ -182,23 +165,6 @@ def _fields(resolved: Mapping[str, Any], width: int) -> list[str]:
 def _wider(value: object, width: int) -> int | list[int]:
     """Return a config field's new value, one number or one for each block."""
     return [width] * len(value) if isinstance(value, list | tuple) else width
-
-
-def _fits(model: Model) -> bool:
-    """Whether a model's tensors are those that transformers makes of its config."""
-    if any(missing_and_extra(model)):
-        return False
-    memory = model.in_memory
-    return all(
-        assemble(name, shape, memory.anatomy, model.anatomy, model.source.load).shape == shape
-        for name, shape in memory.shapes.items()
-        if not _is_buffer(memory.anatomy.blocks, memory.anatomy.family.split(name))
-    )
-
-
-def _is_buffer(blocks: tuple[BlockAnatomy, ...], place: tuple[int, str] | None) -> bool:
-    """Whether a tensor is no parameter."""
-    return place is not None and blocks[place[0]].stored[place[1]].is_buffer
 
 
 def _tensors(base: Model, wider: Model, neurons: int, seed: int) -> Iterator[tuple[str, Tensor]]:

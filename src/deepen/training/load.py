@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from deepen.base.checkpoint import FolderSource
+from deepen.base.memory import load_pretrained
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.training.engine.arguments import precision_of
@@ -38,13 +39,9 @@ def load_module(model: Model, trains: Trains, training: TrainingConfig) -> Any: 
         trains: What trains.
         training: The recipe's part.
     """
-    from transformers import AutoModelForCausalLM
-
     assert isinstance(model.source, FolderSource)
     precision = precision_of(training)
-    module: Any = AutoModelForCausalLM.from_pretrained(
-        model.source.folder, dtype=getattr(torch, precision)
-    )
+    module = load_pretrained(model.source, getattr(torch, precision))
     module.config.use_cache = False
     freeze(module, trains, model.anatomy.table)
     if precision != "float32":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepen.base.anatomy.layouts import assemble
 from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
+from deepen.base.folder import portable
 from deepen.base.model import Model
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
@@ -120,7 +121,7 @@ def _write_side_files(
 ) -> None:
     """Bring config, lineage, tokenizer and card along."""
     copy_side_files(source.folder, folder)
-    config: dict[str, Any] = dict(source.config)
+    config: dict[str, Any] = portable(source.config)
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")

@@ -43,7 +43,8 @@ def assemble(name: str, shape: tuple[int, ...], want: Anatomy, have: Anatomy, lo
             part = origin.read(load(have.family.name(index, origin.suffix)), source.sizes)
             if where.is_whole:
                 return part.contiguous()
-            tensor = torch.empty(shape, dtype=part.dtype) if tensor is None else tensor
+            if tensor is None:
+                tensor = torch.empty(shape, dtype=part.dtype, device=part.device)
             where.write(part, tensor, target.sizes)
     if tensor is None:
         raise KeyError(name)
