@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepen.base.anatomy import Anatomy, dissect
 from deepen.base.anatomy.family import Config
 from deepen.base.anatomy.layouts import assemble
-from deepen.base.checkpoint import FolderSource, Source, transformers_config
+from deepen.base.checkpoint import Described, FolderSource, Source, transformers_config
 from deepen.base.folder import ADAPTER
 from deepen.common.errors import DeepenError
 
@@ -109,15 +109,18 @@ class InMemory:
 def empty_model(source: Source) -> nn.Module:
     """Build the transformers model of a source's config, without weights but with its buffers.
 
+    What is yet to be written will not be run, and has none of these either.
+
     Raises:
         DeepenError: transformers cannot.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    described = isinstance(source, Described)
     try:
         config = transformers_config(source)
-        with init_empty_weights(include_buffers=False):
+        with torch.device("meta") if described else init_empty_weights(include_buffers=False):
             module: nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
