@@ -42,6 +42,11 @@ def test_prefix_counts(count, after, expected):
     assert grown({"max_window_layers": count}, after)["max_window_layers"] == expected
 
 
+def test_a_lineage_with_an_entry_per_block_is_none_of_the_model_s():
+    lineage = {"new_blocks": [0, 1, 2, 3], "trainings": [{}, {}, {}, {}]}
+    assert grown({"deepen": lineage}, [0], family="llama")["deepen"] == lineage
+
+
 def test_an_unknown_list_of_the_same_length_is_refused():
     with pytest.raises(DeepenError, match="list 'rope_layers' with one entry per block"):
         grown({"rope_layers": [1, 0, 1, 0]}, [0], family="llama")

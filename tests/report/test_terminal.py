@@ -9,6 +9,7 @@ import studies
 from deepen import methods
 from deepen.comparison import balance
 from deepen.records.growth import AlignmentProof
+from deepen.records.training import StepTime
 from deepen.records.verification import InspectRecord
 from deepen.report import terminal
 from deepen.report.methods import method_table
@@ -57,6 +58,16 @@ def test_a_growth_tells_what_was_aligned_and_what_was_not():
     text = " ".join(shown(terminal.growth(record.model_copy(update={"proofs": proofs}))).split())
     assert "aligned 2 of 3 gaps; what an aligned block computes changes by 4e-07 at most" in text
     assert "not aligned: 9|10 (would change by 3e-02)" in text
+
+
+def test_a_run_of_first_steps_alone_says_that_none_was_timed():
+    record = studies.train_record("opt-deus", 0, 0, None)
+    none = dict.fromkeys(StepTime.model_fields, 0.0)
+    short = record.model_copy(update={"step_time": StepTime(**none)})
+    for shown, words in ((record, "s: forward"), (short, "not timed: the run has only first")):
+        console = Console(file=io.StringIO(), width=120)
+        console.print(terminal.training(shown))
+        assert words in console.file.getvalue()
 
 
 def test_alignment_of_experts_fits_80_columns():

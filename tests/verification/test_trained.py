@@ -17,6 +17,7 @@ from deepen.records.growth import read_lineage
 from deepen.records.verification import Check, VerifyRecord
 from deepen.training import train
 from deepen.training.recipe import Recipe
+from deepen.verification import running
 from deepen.verification.trained import may_differ, since
 
 
@@ -203,3 +204,15 @@ def test_names_of_what_may_differ_are_those_on_the_disk(tmp_path: Path) -> None:
     new = {opened.family.split(name)[0] for name in names if opened.family.split(name)}
     assert new == set(lineage.new_blocks)
     assert set(opened.family.final_norm) < names.keys() < opened.source.infos.keys()
+
+
+@pytest.mark.parametrize(("base", "model", "passes"), [(0, 0, True), (0, 1, False), (1, 1, True)])
+def test_a_cache_that_changes_the_logits_is_only_forgiven_where_the_base_s_does(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, base: int, model: int, passes: bool
+) -> None:
+    one, other = open_model(llama), open_model(llama)
+    differences = {id(one): 0.1 * base, id(other): 0.1 * model}
+    monkeypatch.setattr(running, "_cached_difference", lambda m, *_: differences[id(m)])
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    check = running.check_generates(one, other, tokens, torch.device("cpu"))
+    assert check.passed == passes

@@ -124,7 +124,9 @@ def _counted(field: str, count: int, plan: Plan) -> int:
 def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:
     """Yield the fields, nested ones too, that hold one entry per block."""
     for field, value in config.items():
+        if field in _NOT_PER_LAYER:
+            continue
         if isinstance(value, Mapping):
             yield from _lists(value, depth)
         elif isinstance(value, list | tuple) and len(value) == depth > 1:
-            yield from {field} - _NOT_PER_LAYER
+            yield field

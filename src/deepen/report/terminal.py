@@ -22,7 +22,7 @@ from deepen.comparison import statistics as aggregate
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
-from deepen.records.training import TrainRecord
+from deepen.records.training import StepTime, TrainRecord
 from deepen.records.verification import InspectRecord, VerifyRecord
 from deepen.report.text import count
 
@@ -161,7 +161,7 @@ def plan(record: PlanRecord) -> Group:
 def training(record: TrainRecord) -> Table:
     """Show what was trained and how fast."""
     share = record.trainable_parameters / record.parameters
-    step, last = record.step_time, record.curve[-1]
+    last = record.curve[-1]
     return facts(
         [
             ("model", f"{record.model} ({record.stage}, {record.precision} on {record.device})"),
@@ -169,15 +169,21 @@ def training(record: TrainRecord) -> Table:
             ("steps", f"{record.steps:,} ({record.tokens:,} tokens)"),
             ("loss", f"{last.loss_nats_per_token:.4f} nats per token at the end"),
             ("speed", f"{record.tokens_per_second:,.0f} tokens per second"),
-            (
-                "step",
-                f"{step.total_seconds:.3g} s: forward {step.forward_seconds:.3g}, backward "
-                f"{step.backward_seconds:.3g}, optimizer {step.optimizer_seconds:.3g}",
-            ),
+            ("step", _where_time_goes(record.step_time)),
             ("used", f"{record.utilisation:.1%} of the machine's matrix rate"),
             ("peak memory", size(record.peak_bytes)),
             ("written to", f"{record.output}/model"),
         ]
+    )
+
+
+def _where_time_goes(step: StepTime) -> str:
+    """Say where a step's time goes; the first steps of a run are not timed."""
+    if step.total_seconds == 0:
+        return "not timed: the run has only first steps, which take longer"
+    return (
+        f"{step.total_seconds:.3g} s: forward {step.forward_seconds:.3g}, backward "
+        f"{step.backward_seconds:.3g}, optimizer {step.optimizer_seconds:.3g}"
     )
 
 
