@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deepen.cli.options import Device, Json, Model, Revision, show, takes_request
+from deepen.cli.options import (
+    Device,
+    Json,
+    Model,
+    Private,
+    PushToHub,
+    Revision,
+    check_wish,
+    fulfil_wish,
+    show,
+    takes_request,
+)
 from deepen.common.errors import DeepenError
 from deepen.records.growth import GrowRequest
 
@@ -61,6 +72,8 @@ def grow(
         bool, typer.Option("--overwrite", help="Replace an existing checkpoint at OUT.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +81,7 @@ def grow(
     from deepen.growth.grow import grow as run
     from deepen.report import terminal
 
+    check_wish(push_to_hub, private)
     with terminal.progress_bar() as progress:
         record = run(
             model,
@@ -80,6 +94,7 @@ def grow(
             progress=progress,
         )
     show(record, as_json, terminal.growth)
+    fulfil_wish(push_to_hub, private, out)
 
 
 def verify(

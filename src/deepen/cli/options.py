@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,16 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:1.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="REPO",
+        help="Upload the result to the hub, as REPO.",
+        show_default=False,
+    ),
+]
+Private = Annotated[bool, typer.Option("--private", help="Let nobody else see REPO.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 
 _SHORT = {"method": "-m", "new_layers": "-n", "placement": "-p"}
@@ -63,6 +74,28 @@ def _method_options(settings: list[str]) -> dict[str, str]:
             raise DeepenError(f"--set {setting!r} is not of the form option=value.")
         options[name.strip().replace("-", "_")] = value.strip()
     return options
+
+
+def check_wish(push_to_hub: str | None, private: bool) -> None:
+    """Refuse what could not be uploaded, before any work; without a wish, look at nothing.
+
+    Raises:
+        DeepenError: See ``check_push``; or only ``--private`` is given.
+    """
+    from deepen.growth.push import check_push
+
+    if push_to_hub is not None:
+        check_push(push_to_hub, private=private)
+    elif private:
+        raise DeepenError("--private says how to upload; give --push-to-hub REPO too.")
+
+
+def fulfil_wish(push_to_hub: str | None, private: bool, folder: Path) -> None:
+    """Upload what was made if that is asked for, and say where it is."""
+    from deepen.growth.push import push
+
+    if push_to_hub is not None:
+        typer.echo(f"Pushed to {push(folder, push_to_hub, private=private)}", err=True)
 
 
 def show(record: "BaseModel", as_json: bool, view: "Callable[[Any], RenderableType]") -> None:

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepen.cli.options import Device, Json, Model, Revision, Seed, show
+from deepen.cli.options import (
+    Device,
+    Json,
+    Model,
+    Private,
+    PushToHub,
+    Revision,
+    Seed,
+    check_wish,
+    fulfil_wish,
+    show,
+)
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -25,36 +36,50 @@ def cpt(
     recipe: RecipeFile,
     overrides: Overrides = None,
     no_resume: NoResume = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Continual pre-training; run again to resume, also under accelerate launch or torchrun."""
-    _train(recipe, "cpt", overrides, no_resume, as_json)
+    _train(recipe, "cpt", overrides, no_resume, push_to_hub, private, as_json)
 
 
 def sft(
     recipe: RecipeFile,
     overrides: Overrides = None,
     no_resume: NoResume = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Supervised fine-tuning; run again to resume, also under accelerate launch or torchrun."""
-    _train(recipe, "sft", overrides, no_resume, as_json)
+    _train(recipe, "sft", overrides, no_resume, push_to_hub, private, as_json)
 
 
 def _train(
-    file: Path, stage: "Stage", overrides: list[str] | None, no_resume: bool, as_json: bool
+    file: Path,
+    stage: "Stage",
+    overrides: list[str] | None,
+    no_resume: bool,
+    push_to_hub: str | None,
+    private: bool,
+    as_json: bool,
 ) -> None:
-    """Train one recipe; only the first process of a launcher prints."""
+    """Train one recipe; only the first process of a launcher prints and uploads."""
     from deepen.report import terminal
     from deepen.training import load_recipe
     from deepen.training import train as run
     from deepen.training.processes import rank
+    from deepen.training.run_folder import RunFolder
 
     recipe = load_recipe(file, overrides or [])
+    if rank() == 0:
+        check_wish(push_to_hub, private)
     with terminal.progress_bar() as progress:
         record = run(recipe, stage, resume=not no_resume, progress=progress, tell=_tell)
     if rank() == 0:
         show(record, as_json, terminal.training)
+        fulfil_wish(push_to_hub, private, RunFolder.of(recipe).model)
 
 
 def _tell(sentence: str) -> None:

@@ -72,10 +72,14 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
     card = base / "README.md"
     if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         front = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        fields = ("license", "license_name", "license_link", "language")
+        fields = ("license", "license_name", "license_link", "language", "base_model")
         inherited = {field: front[field] for field in fields if field in front}
+    parent = inherited.pop("base_model", None)
+    # A folder has no name on the hub, but its own card may say what it was made from.
+    made_from = hub_id or parent
     data = ModelCardData(
-        base_model=hub_id,
+        base_model=made_from,
+        base_model_relation="finetune" if made_from else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["deepen", "depth-up-scaling", step.method],

@@ -1,20 +1,61 @@
 """The trained model's card: the grown model's, and a section on what it was trained on."""
 
+import re
+
+from yaml import YAMLError
+
 from deepen.growth.card import without_untrained
 from deepen.records.training import TrainRecord
 
 _STAGES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
+_TAGS = {"cpt": "continual-pretraining", "sft": "sft"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def trained_card(before: str, record: TrainRecord) -> str:
+def trained_card(before: str, record: TrainRecord, hub_id: str | None = None) -> str:
     """Write the card.
 
     Args:
         before: The card of the checkpoint that was trained; empty if it has none.
         record: The training, its scores apart.
+        hub_id: What that checkpoint is called on the hub, if it came from there.
     """
     kept = without_untrained(before).rstrip()
-    return (kept + "\n\n" if kept else "") + _section(record)
+    text = (kept + "\n\n" if kept else "") + _section(record)
+    return _with_metadata(text, record, hub_id)
+
+
+def _with_metadata(card: str, record: TrainRecord, hub_id: str | None) -> str:
+    """Return a card whose front matter is true of the trained model; one is begun if there is none.
+
+    Licence, languages and whatever else its authors wrote stay; scores of the model before do not.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    front, text = {}, card
+    if card.startswith("---"):
+        try:
+            loaded = ModelCard(card, ignore_metadata_errors=True)
+        except (ValueError, TypeError, YAMLError):
+            return card  # Nobody can read its front matter, and a finished run has to end well.
+        front = loaded.data.to_dict()  # type: ignore[no-untyped-call]
+        text = loaded.text.lstrip("\n")
+    front.pop("model-index", None)
+    if hub_id is not None:
+        front |= {"base_model": hub_id, "base_model_relation": "finetune"}
+    named = [name for source in record.sources for name in source.name.split(", ")]
+    datasets = [*_listed(front.get("datasets")), *filter(_HUB_ID.fullmatch, named)]
+    front |= {"datasets": [*dict.fromkeys(datasets)]} if datasets else {}
+    front.setdefault("library_name", "transformers")
+    tags = [*_listed(front.get("tags")), "deepen", _TAGS[record.stage]]
+    front["tags"] = [*dict.fromkeys(tags)]
+    data = ModelCardData(ignore_metadata_errors=True, **front)
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    """Return what front matter holds as one value or several."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _section(record: TrainRecord) -> str:

@@ -132,4 +132,5 @@ def _write_side_files(
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     card = source.folder / "README.md"
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
-    (folder / "README.md").write_text(trained_card(before, record), encoding="utf-8")
+    hub_id = source.name if source.revision else None
+    (folder / "README.md").write_text(trained_card(before, record, hub_id), encoding="utf-8")

@@ -73,9 +73,9 @@ def make_record(
         trainable_parameters=trainable_parameters,
         trainable_blocks=list(trains.blocks),
         steps=engine.state.global_step,
-        tokens=schedule.tokens[-1],
+        tokens=schedule.tokens[engine.state.global_step],
         sequence_length=length,
-        sources=_sources(recipe.data, schedule),
+        sources=_sources(recipe.data, schedule, engine.state.global_step),
         **measured,
         flops_per_token=flops,
         matmul_flops_per_second=matmul_rate,
@@ -132,17 +132,17 @@ def _measured(engine: Any, schedule: Schedule) -> dict[str, Any]:  # noqa: ANN40
     return {
         "curve": [_point(entry) for entry in history],
         "wall_seconds": wall,
-        "tokens_per_second": _tokens_per_second(timed) if timed else schedule.tokens[-1] / wall,
+        "tokens_per_second": _tokens_per_second(timed) if timed else history[-1]["tokens"] / wall,
         "step_time": _step_time(timed),
         "peak_bytes": peak_bytes(engine.args.device),
     }
 
 
-def _sources(data: DataConfig, schedule: Schedule) -> list[SourceRecord]:
-    """Say what was seen of each source; of local ones the name alone is told."""
-    told = []
+def _sources(data: DataConfig, schedule: Schedule, step: int) -> list[SourceRecord]:
+    """Say what was seen of each source until a step; of local ones the name alone is told."""
+    told, seen = [], schedule.drawn_until(step)
     for source, share, items, drawn in zip(
-        sources(data), data.shares, schedule.order.mixture.items, schedule.drawn, strict=True
+        sources(data), data.shares, schedule.order.mixture.items, seen, strict=True
     ):
         paths = [source.path] if isinstance(source.path, str) else source.path
         names = [Path(path).name if Path(path).exists() else path for path in paths]

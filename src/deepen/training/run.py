@@ -1,7 +1,7 @@
 """Train one recipe from beginning to end."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def train(
     stage: Stage,
     *,
     resume: bool = True,
+    callbacks: Sequence[Any] = (),
     progress: Progress = silent,
     tell: Tell = unheard,
 ) -> TrainRecord:
@@ -62,6 +63,8 @@ def train(
         recipe: What to train, on what, and where to write.
         stage: Continual pre-training or supervised fine-tuning.
         resume: Whether to continue an earlier run; otherwise it is deleted first.
+        callbacks: transformers' ``TrainerCallback``s, for either stage. Every process has its own;
+            what one of them asks for (to log, save or stop) all processes do.
         progress: Called with the loss and speed, and the finished share.
         tell: Called with what a person should know.
 
@@ -80,7 +83,7 @@ def train(
     if rank() != 0:
         progress, tell = silent, unheard
     with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
-        return _run(_prepare(recipe, stage, progress), progress, tell)
+        return _run(_prepare(recipe, stage, progress), callbacks, progress, tell)
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule, kept, keeper)
 
 
-def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
+def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> TrainRecord:
     """Load the model, train it, write it."""
-    from deepen.training.engine.saving import last_checkpoint
-
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     module = load_module(job.model, job.trains, training)
     adapt(module, job.model, job.trains, recipe.seed)
@@ -158,7 +159,15 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
     tell(_announcement(job, parameters, trained))
     rates = own_rates(job.model, job.trains, training, job.schedule.steps)
     engine = make_engine(
-        recipe, job.stage, module, job.data, job.tokenizer, job.schedule, rates, progress
+        recipe,
+        job.stage,
+        module,
+        job.data,
+        job.tokenizer,
+        job.schedule,
+        rates,
+        progress,
+        callbacks,
     )
     protected = None
     if job.old_text is not None:
@@ -168,15 +177,8 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
             f"linear layers, found on {protected.tokens:,} tokens of old text."
         )
     trunk = _start_above_trunk(job, engine, progress, tell)
-    if rank() == 0:
-        folder.begin(recipe)
-    engine.accelerator.wait_for_everyone()
-    last = last_checkpoint(folder.checkpoints)
-    resumed = int(last.name.rpartition("-")[2]) if last else None
-    if last:
-        tell(f"Resuming after step {resumed}.")
     rate = matmul_rate(engine.args.device, getattr(torch, precision_of(training)))
-    engine.train(resume_from_checkpoint=str(last) if last else None)
+    resumed = _train(job, engine, tell)
     state = engine.accelerator.get_state_dict(engine.model_wrapped)
     record = make_record(
         recipe,
@@ -205,6 +207,24 @@ def _run(job: _Job, progress: Progress, tell: Tell) -> TrainRecord:
         folder.end(record, keep_checkpoints=training.keep_checkpoints)
     engine.accelerator.wait_for_everyone()
     return record
+
+
+def _train(job: _Job, engine: Any, tell: Tell) -> int | None:  # noqa: ANN401 (no types there)
+    """Train to the end; return the step that an earlier run's last checkpoint was of."""
+    from deepen.training.engine.saving import last_checkpoint
+
+    folder = RunFolder.of(job.recipe)
+    if rank() == 0:
+        folder.begin(job.recipe)
+    engine.accelerator.wait_for_everyone()
+    last = last_checkpoint(folder.checkpoints)
+    resumed = int(last.name.rpartition("-")[2]) if last else None
+    if last:
+        tell(f"Resuming after step {resumed}.")
+    engine.train(resume_from_checkpoint=str(last) if last else None)
+    if engine.state.global_step < job.schedule.steps:
+        tell(f"Stopped by a callback after step {engine.state.global_step:,}.")
+    return resumed
 
 
 def _start_above_trunk(job: _Job, engine: Any, progress: Progress, tell: Tell) -> Trunk | None:  # noqa: ANN401 (no types there)

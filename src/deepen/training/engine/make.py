@@ -1,5 +1,6 @@
 """Make the engine of a stage: transformers' Trainer for pre-training, TRL's for fine-tuning."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from deepen.common.progress import Progress
@@ -20,6 +21,7 @@ def make_engine(
     schedule: Schedule,
     rates: Rates | None,
     progress: Progress,
+    callbacks: Sequence[Any] = (),
 ) -> Any:  # noqa: ANN401
     """Make an engine that is ready to train.
 
@@ -32,10 +34,12 @@ def make_engine(
         schedule: Which sequences each step has.
         rates: Learning rates that differ from the recipe's.
         progress: Called whenever a loss is logged.
+        callbacks: transformers' callbacks, called before deepen's own.
     """
     from transformers import PrinterCallback
 
     from deepen.training.engine.fsdp import keep_losses_exact
+    from deepen.training.engine.saving import Agrees
 
     folder = RunFolder.of(recipe)
     micro, accumulated = micro_batches(recipe.training, processes())
@@ -44,9 +48,11 @@ def make_engine(
         "gradient_accumulation_steps": accumulated,
     }
     make = _cpt if stage == "cpt" else _sft
-    engine = make(recipe, shared, module, data, tokenizer)
+    engine = make(recipe, shared, module, data, tokenizer, [*callbacks])
     keep_losses_exact(engine.accelerator)
     engine.remove_callback(PrinterCallback)
+    if callbacks and engine.accelerator.num_processes > 1:
+        engine.add_callback(Agrees(engine.accelerator))
     if tensorboard(recipe.training):
         from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -57,7 +63,14 @@ def make_engine(
     return engine
 
 
-def _cpt(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
+def _cpt(
+    recipe: Recipe,
+    shared: dict[str, Any],
+    module: Any,  # noqa: ANN401
+    data: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    callbacks: list[Any],
+) -> Any:  # noqa: ANN401
     """Make transformers' engine."""
     from transformers import TrainingArguments
 
@@ -69,10 +82,19 @@ def _cpt(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokeniz
     # Several GPUs without a launcher: one is used, instead of the slow DataParallel.
     args._n_gpu = min(args.n_gpu, 1)
     with cpu_fsdp_allowed():
-        return CptTrainer(module, args, data_collator=collate, train_dataset=data)
+        return CptTrainer(
+            module, args, data_collator=collate, train_dataset=data, callbacks=callbacks
+        )
 
 
-def _sft(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokenizer: Any) -> Any:  # noqa: ANN401
+def _sft(
+    recipe: Recipe,
+    shared: dict[str, Any],
+    module: Any,  # noqa: ANN401
+    data: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    callbacks: list[Any],
+) -> Any:  # noqa: ANN401
     """Make TRL's engine."""
     from trl.trainer.sft_config import SFTConfig
 
@@ -88,4 +110,6 @@ def _sft(recipe: Recipe, shared: dict[str, Any], module: Any, data: Any, tokeniz
     )
     args._n_gpu = min(args.n_gpu, 1)
     with cpu_fsdp_allowed():
-        return SftTrainer(module, args, train_dataset=data, processing_class=tokenizer)
+        return SftTrainer(
+            module, args, train_dataset=data, processing_class=tokenizer, callbacks=callbacks
+        )

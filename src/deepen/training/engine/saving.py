@@ -1,10 +1,17 @@
-"""Checkpoints to resume from: the trained parameters only, and a mark once they are whole."""
+"""Checkpoints to resume from: the trained parameters only, and a mark once they are whole.
 
+What callbacks keep is stored with them, and a step after which a callback stops the run has none: a
+run that is killed while it writes its result repeats its last steps and stops there again.
+"""
+
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from deepen.common.errors import DeepenError
@@ -36,6 +43,16 @@ class SavesTrained(Trainer):
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (Path(str(self.args.output_dir)) / name / COMPLETE).touch()
 
+    def _load_callback_state(self) -> None:
+        """Hand stored states to the callbacks: transformers would make others, behind all."""
+        kept: Any = self.state.stateful_callbacks or {}
+        left = {k: [*data] if isinstance(data, list) else [data] for k, data in kept.items()}
+        for callback in self.callback_handler.callbacks:
+            stored = left.get(type(callback).__name__)
+            if stored and isinstance(callback, ExportableState):
+                for name, value in stored.pop(0)["attributes"].items():
+                    setattr(callback, name, value)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:  # noqa: ANN401
         """Insist that only frozen parameters are missing from a checkpoint."""
         trained = _trained(self.accelerator.unwrap_model(self.model))
@@ -50,8 +67,37 @@ class LogsWhenSaving(TrainerCallback):
     """Logs whenever a checkpoint is due, so that a resumed run averages over the same steps."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Ask for a log line where a checkpoint is asked for."""
-        control.should_log = control.should_log or control.should_save
+        """Ask for a log line where a checkpoint is asked for, and after the last step."""
+        control.should_log |= control.should_save or control.should_training_stop
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Leave out the checkpoint of a step after which a callback stops the run."""
+        stopped = control.should_training_stop and state.global_step < state.max_steps
+        control.should_save = control.should_save and not stopped
+
+
+class Agrees(TrainerCallback):
+    """What one process's callbacks ask for all processes do, or they would wait for each other."""
+
+    def __init__(self, accelerator: Any) -> None:  # noqa: ANN401 (no types there)
+        """Ask nothing yet; its place is behind the callbacks that ask for something."""
+        self._accelerator = accelerator
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Agree on what was asked for in a step."""
+        self._agree(control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Agree on what was asked for when a loss was seen."""
+        self._agree(control)
+
+    def _agree(self, control: Any) -> None:  # noqa: ANN401
+        """Set every switch that any process has set."""
+        switches = [switch.name for switch in fields(control)]
+        asked = [float(getattr(control, switch)) for switch in switches]
+        total = self._accelerator.reduce(torch.tensor(asked, device=self._accelerator.device))
+        for switch, count in zip(switches, total.tolist(), strict=True):
+            setattr(control, switch, count > 0)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

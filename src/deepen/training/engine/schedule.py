@@ -56,7 +56,13 @@ class Schedule:
     @property
     def drawn(self) -> list[Drawn]:
         """What the run sees of each source, the main one first."""
-        sources, tokens = self.order.sources, tokens_of(self.order, self._lengths)
+        return self.drawn_until(self.steps)
+
+    def drawn_until(self, step: int) -> list[Drawn]:
+        """Return what the run has seen of each source after a step."""
+        count = step * self._batch_size
+        sources = self.order.sources[:count]
+        tokens = tokens_of(self.order, self._lengths)[:count]
         return [
             Drawn(int(here.sum()), int(tokens[here].sum()))
             for here in (sources == source for source in range(len(self.order.mixture.items)))
