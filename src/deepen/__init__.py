@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from deepen.growth.grow import grow as grow
     from deepen.growth.grow import grow_model as grow_model
     from deepen.growth.preview import plan as plan
+    from deepen.packs.attach import attach as attach
+    from deepen.packs.combine import combine as combine
+    from deepen.packs.pack import pack as pack
+    from deepen.packs.reproduce import reproduce as reproduce
+    from deepen.packs.shrink import shrink as shrink
     from deepen.training.run import train as train
     from deepen.verification.inspect import inspect as inspect
     from deepen.verification.verify import verify as verify
@@ -25,6 +30,11 @@ _HOME = {
     "plan": "deepen.growth.preview",
     "verify": "deepen.verification.verify",
     "inspect": "deepen.verification.inspect",
+    "pack": "deepen.packs.pack",
+    "attach": "deepen.packs.attach",
+    "shrink": "deepen.packs.shrink",
+    "combine": "deepen.packs.combine",
+    "reproduce": "deepen.packs.reproduce",
     "train": "deepen.training.run",
     "evaluate": "deepen.evaluation.evaluate",
     "compare": "deepen.comparison.run",
@@ -32,12 +42,17 @@ _HOME = {
 
 __all__ = [
     "DeepenError",
+    "attach",
+    "combine",
     "compare",
     "evaluate",
     "grow",
     "grow_model",
     "inspect",
+    "pack",
     "plan",
+    "reproduce",
+    "shrink",
     "train",
     "verify",
 ]

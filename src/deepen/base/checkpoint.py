@@ -218,6 +218,11 @@ class FolderSource(Source):
         """What the user should know of how the folder was read, a sentence each."""
         return remarks(self.name, self.folder, self.config, self._weights)
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold its tensors."""
+        return sorted({*self._files.values()})
+
     def load(self, name: str) -> Tensor:
         """Return one tensor in its stored dtype, mapped from disk."""
         file = self._files[name]

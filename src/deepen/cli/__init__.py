@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from deepen.cli import bases, growing, training
+from deepen.cli import bases, growing, parts, training
 from deepen.common.errors import DeepenError
 
 app = typer.Typer(
@@ -25,6 +25,11 @@ app.command()(growing.grow)
 app.command()(growing.verify)
 app.command()(growing.inspect)
 app.command()(growing.methods)
+app.command()(parts.pack)
+app.command()(parts.attach)
+app.command()(parts.shrink)
+app.command()(parts.combine)
+app.command()(parts.reproduce)
 train = typer.Typer(no_args_is_help=True, help="Train the new blocks of a grown checkpoint.")
 train.command()(training.cpt)
 train.command()(training.sft)

@@ -13,6 +13,7 @@ from deepen.base.checkpoint import FolderSource, ModuleSource
 from deepen.base.model import Model, as_model, open_model
 from deepen.common.progress import Progress, silent
 from deepen.common.system import peak_resident_bytes
+from deepen.growth.base_files import write_base_files
 from deepen.growth.card import model_card
 from deepen.growth.fuse import Growth, grown_tensors
 from deepen.growth.preview import (
@@ -77,7 +78,7 @@ def grow(
         same = {"step": record.step.model_dump(), "max_shard_size": str(max_shard_size)}
         with staged(out, same, record.weight_bytes, resume=resume, overwrite=overwrite) as folder:
             _write_weights(growth, folder, max_shard_size, progress)
-            _write_side_files(base, base.source.folder, folder, config, record)
+            _write_side_files(base, base.source, folder, config, record)
             if FolderSource(folder).infos != growth.layout:
                 raise RuntimeError(f"what was written to {folder} does not read back as planned")
         proofs = list(growth.prepared.proofs)
@@ -139,13 +140,14 @@ def _write_weights(
 
 
 def _write_side_files(
-    base: Model, source: Path, folder: Path, config: Mapping[str, Any], record: GrowRecord
+    base: Model, source: FolderSource, folder: Path, config: Mapping[str, Any], record: GrowRecord
 ) -> None:
     """Write config.json and the model card; bring the tokenizer and everything else along."""
-    copy_side_files(source, folder)
+    copy_side_files(source.folder, folder)
+    write_base_files(source, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    card = model_card(source, record, base.blocks_path)
+    card = model_card(source.folder, record, base.blocks_path)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

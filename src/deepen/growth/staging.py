@@ -13,13 +13,16 @@ _REQUEST = "deepen-request.json"
 _SLACK_BYTES = 2**24
 
 
-def check_out(out: Path, model: Path | None, *, overwrite: bool) -> None:
+def check_out(
+    out: Path, model: Path | None, *, overwrite: bool, marker: str = "config.json"
+) -> None:
     """Refuse a place that must not be written to.
 
     Args:
         out: Where the grown model shall go.
         model: The base's folder, if it has one.
         overwrite: Whether an existing checkpoint may be replaced.
+        marker: The file by which one is known.
 
     Raises:
         DeepenError: ``out`` exists, lies in the base's folder or holds it, or is no checkpoint.
@@ -35,9 +38,10 @@ def check_out(out: Path, model: Path | None, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DeepenError(f"OUT {str(out)!r} exists; choose another place or pass --overwrite.")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and not (out / marker).is_file()):
+        what = "checkpoint" if marker == "config.json" else "pack"
         raise DeepenError(
-            f"OUT {str(out)!r} is not a checkpoint, so --overwrite will not delete it; "
+            f"OUT {str(out)!r} is not a {what}, so --overwrite will not delete it; "
             f"choose another place."
         )
 

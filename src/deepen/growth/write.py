@@ -8,7 +8,7 @@ range, then the bytes. All of that is known before the first tensor is made.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -49,6 +49,46 @@ class Shard:
         text += b" " * (-len(text) % 8)
         header = struct.pack("<Q", len(text)) + text
         return cls(header, {name: len(header) + start for name, start in starts.items()})
+
+
+def read_header(file: Path) -> str:
+    """Return a safetensors file's header, which says where every tensor stands in it."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        return str(stream.read(length), "utf-8")
+
+
+def layout_of(header: str) -> dict[str, TensorInfo]:
+    """Return what a header says of the tensors, in the order in which they stand in the file."""
+    entries = {name: e for name, e in json.loads(header).items() if name != "__metadata__"}
+    in_order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+    return {
+        name: TensorInfo(entries[name]["dtype"], tuple(entries[name]["shape"])) for name in in_order
+    }
+
+
+def write_file(file: Path, header: str, load: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file of a known header, tensor by tensor.
+
+    Args:
+        file: What is written; it gets its name once it is whole.
+        header: Its header, as ``read_header`` returns it.
+        load: Returns a tensor by name; it is stored in the header's dtype.
+
+    Raises:
+        ValueError: A tensor has not the header's shape.
+    """
+    unfinished, text = file.with_name(file.name + _UNFINISHED), header.encode()
+    with unfinished.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name, info in layout_of(header).items():
+            tensor = load(name).to(DTYPES[info.dtype])
+            if info_of(tensor, name) != info:
+                raise ValueError(f"{name} is {info_of(tensor, name)}, laid out as {info}")
+            stream.write(as_bytes(tensor).numpy().data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.rename(file)
 
 
 class ShardWriter:

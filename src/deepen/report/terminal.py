@@ -23,7 +23,7 @@ from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.records.training import StepTime, TrainRecord
-from deepen.records.verification import InspectRecord, VerifyRecord
+from deepen.records.verification import Check, InspectRecord, VerifyRecord
 from deepen.report.text import count
 
 
@@ -295,15 +295,20 @@ def size(nbytes: int | None) -> str:
     return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
 
 
-def verification(record: VerifyRecord) -> Group:
-    """Show each check and the verdict."""
+def checks(made: Sequence[Check]) -> Table:
+    """Show what was looked at and what was found."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(style="dim")
-    for check in record.checks:
+    for check in made:
         mark = Text("pass", "bold green") if check.passed else Text("FAIL", "bold red")
         table.add_row(mark, check.name, check.detail)
+    return table
+
+
+def verification(record: VerifyRecord) -> Group:
+    """Show each check and the verdict."""
     happened = [f"grown by {', then '.join(record.methods)}"] if record.methods else []
     happened += ["trained"] if record.trained else []
     verdict = (
@@ -311,7 +316,8 @@ def verification(record: VerifyRecord) -> Group:
         if record.passed
         else f"{record.grown} is not what it claims to be."
     )
-    return Group(table, Text(verdict, "bold green" if record.passed else "bold red"))
+    style = "bold green" if record.passed else "bold red"
+    return Group(checks(record.checks), Text(verdict, style))
 
 
 def _in_each(record: InspectRecord) -> str:
