@@ -93,7 +93,8 @@ def test_everything_else_comes_along(llama, tmp_path):
         "additional_chat_templates/tool.jinja",
     }
     assert all(after[name] == before[name] for name in same)
-    assert after.keys() == same | {"config.json", "README.md", "model.safetensors"}
+    written = {"config.json", "README.md", "model.safetensors", "deepen-base.json"}
+    assert after.keys() == same | written
 
 
 def test_same_inputs_same_bytes_and_the_record_tells_the_whole(llama, tmp_path):

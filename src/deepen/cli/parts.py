@@ -145,7 +145,7 @@ def _packed(record: "PackRecord", out: Path) -> "Group":
 
     share = record.weight_bytes / record.grown_weight_bytes
     weights = f"{terminal.size(record.weight_bytes)} ({share:.0%} of the grown checkpoint's)"
-    rows: "list[tuple[str, str | Text]]" = [
+    rows: list[tuple[str, str | Text]] = [
         ("pack of", record.name),
         ("fits on", f"{record.base.name} ({record.base.fingerprint[:12]})"),
         ("stack", terminal.stack(len(record.plan), record.new_blocks)),
@@ -163,7 +163,7 @@ def _assembled(record: "AssemblyRecord") -> "Group":
 
     from deepen.report import terminal
 
-    rows: "list[tuple[str, str | Text]]" = [
+    rows: list[tuple[str, str | Text]] = [
         ("model", record.name),
         ("stack", terminal.stack(record.blocks, record.new_blocks)),
         ("weights", terminal.size(record.weight_bytes)),
