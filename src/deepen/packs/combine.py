@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -85,30 +85,42 @@ def combine(
     lineage = _lineage(model, packs, combined.plan, how)
     config = grown_config(source.config, model.resolved, model.family, combined.plan)
     config |= {FIELD: lineage.model_dump(mode="json")}
-    infos = layout(model, combined.plan)
-    needed = sum(info.nbytes for info in infos.values())
-    same = {"combine": [parts.name for parts in packs]}
-    with staged(out, same, needed, resume=False, overwrite=True) as folder:
-        with closing(ShardWriter(folder, infos, max_shard_size)) as writer:
-            for done, (name, tensor) in enumerate(_tensors(model, combined)):
-                progress("combining", done / len(infos))
-                writer.write(name, tensor.to(DTYPES[infos[name].dtype]).contiguous())
-            writer.finish()
-        progress("combining", 1.0)
-        copy_side_files(source.folder, folder)
-        write_base_files(source, folder)
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
-        card = combined_card(lineage.steps[-1], [parts.name for parts in packs], source.folder)
+    needed = sum(info.nbytes for info in layout(model, combined.plan).values())
+    names = [parts.name for parts in packs]
+    with staged(out, {"combine": names}, needed, resume=False, overwrite=True) as folder:
+        _write_weights(model, combined, folder, max_shard_size, progress)
+        _write_side_files(source, folder, config)
+        card = combined_card(lineage.steps[-1], names, source.folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return AssemblyRecord(
         out=str(out),
-        name=f"{source.name} with {packs[0].name} and {packs[1].name}",
+        name=f"{source.name} with {' and '.join(names)}",
         blocks=combined.plan.depth,
         new_blocks=combined.plan.new_blocks,
         weight_bytes=needed,
         proof=f"both packs fit fingerprint {source.fingerprint[:12]}",
     )
+
+
+def _write_weights(
+    base: Model, combined: Combined, folder: Path, max_shard_size: int | str, progress: Progress
+) -> None:
+    """Stream the combined model's tensors into shards."""
+    infos = layout(base, combined.plan)
+    with closing(ShardWriter(folder, infos, max_shard_size)) as writer:
+        for done, (name, tensor) in enumerate(_tensors(base, combined)):
+            progress("combining", done / len(infos))
+            writer.write(name, tensor.to(DTYPES[infos[name].dtype]).contiguous())
+        writer.finish()
+    progress("combining", 1.0)
+
+
+def _write_side_files(base: FolderSource, folder: Path, config: Mapping[str, Any]) -> None:
+    """Bring along what lies beside the base's weights, and write config.json."""
+    copy_side_files(base.folder, folder)
+    write_base_files(base, folder)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _check_usable(parts: Pack, base: FolderSource) -> None:
