@@ -1,4 +1,4 @@
-"""Telling how far work has come."""
+"""Telling how far work has come, and what a person should know."""
 
 from collections.abc import Callable
 
@@ -8,3 +8,11 @@ Progress = Callable[[str, float], None]
 
 def silent(stage: str, share: float) -> None:
     """Report progress to nobody."""
+
+
+Tell = Callable[[str], None]
+"""Called with sentences for the person at the terminal."""
+
+
+def unheard(sentence: str) -> None:
+    """Tell nobody."""

@@ -66,7 +66,9 @@ def read_answers(
     reader = Reader(data, tokenizer, first)
     left = max_tokens
     for row in chain([first], read):
-        example = _cut(reader.read(row), length, left)
+        if (whole := reader.read(row)) is None:
+            continue
+        example = _cut(whole, length, left)
         count = counted(example.labels)
         if count:
             yield example, _bytes(example, tokenizer)

@@ -47,8 +47,8 @@ class DataConfig(Settings):
     """Where the training text comes from and how it is cut."""
 
     path: str | list[str]
-    """Files or folders (.txt, .jsonl, .json, .parquet; .txt and .jsonl also as .gz), or a hub data
-    set's id."""
+    """Files or folders (.txt, .jsonl, .ndjson, .csv, .json, .parquet; all but the last two also as
+    .gz), or a hub data set's id."""
     mix: list[MixedSource] = Field(default_factory=list)
     """Further data, each with its share of the sequences; ``path`` has the rest of them."""
     sequence_length: Positive = 2048
@@ -69,7 +69,7 @@ class DataConfig(Settings):
     """Seed of the data's order; by default the recipe's."""
     cache: str | None = None
     """Folder for the tokens; by default ``data`` in the run's folder. Arms of a study share one."""
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "text"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = "auto"
     """Columns of fine-tuning rows; ``auto`` looks at the first row."""
     loss: Literal["answer", "all"] = "answer"
     """Fine-tuning: which tokens the loss is taken on."""

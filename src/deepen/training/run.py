@@ -1,7 +1,7 @@
 """Train one recipe from beginning to end."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from deepen.base.model import Model, open_model
-from deepen.common.progress import Progress, silent
+from deepen.common.progress import Progress, Tell, silent, unheard
 from deepen.common.quiet import quiet_transformers
 from deepen.records.training import TrainRecord
-from deepen.training.data.chat import with_template
 from deepen.training.data.examples import join_examples, load_examples
 from deepen.training.data.order import steps_of
 from deepen.training.data.packed import load_packed
 from deepen.training.data.rows import local_files
 from deepen.training.data.sources import load_sources, sources
+from deepen.training.data.templates import with_template
 from deepen.training.engine.arguments import micro_batches, precision_of
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.measure import matmul_rate
@@ -36,13 +36,6 @@ from deepen.training.record import make_record
 from deepen.training.run_folder import RunFolder
 from deepen.training.trunk.keep import Keeper, Trunk
 from deepen.training.trunk.wanted import check_possible, pays
-
-Tell = Callable[[str], None]
-"""Called with sentences for the person at the terminal, by the first process only."""
-
-
-def unheard(sentence: str) -> None:
-    """Tell nobody."""
 
 
 def train(
@@ -66,7 +59,7 @@ def train(
         callbacks: transformers' ``TrainerCallback``s, for either stage. Every process has its own;
             what one of them asks for (to log, save or stop) all processes do.
         progress: Called with the loss and speed, and the finished share.
-        tell: Called with what a person should know.
+        tell: Called with what a person should know, by the first process only.
 
     Raises:
         DeepenError: The recipe, the checkpoint or the data cannot be used, the loss is no longer a
@@ -83,7 +76,7 @@ def train(
     if rank() != 0:
         progress, tell = silent, unheard
     with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
-        return _run(_prepare(recipe, stage, progress), callbacks, progress, tell)
+        return _run(_prepare(recipe, stage, progress, tell), callbacks, progress, tell)
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class _Job:
     """Keeps what the frozen blocks below the lowest trained one compute, if it is to be kept."""
 
 
-def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
+def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _Job:
     """Check everything that can be checked before a model is loaded, and read the data.
 
     Raises:
@@ -133,11 +126,13 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress) -> _Job:
     lengths: Any = data.sequence_length
     if stage == "cpt":
         loaded, mixture = load_sources(
-            data, lambda d: load_packed(d, training, tokenizer, cache, progress), ConcatDataset
+            data,
+            lambda d: load_packed(d, training, tokenizer, cache, progress, tell),
+            ConcatDataset,
         )
     else:
         loaded, mixture = load_sources(
-            data, lambda d: load_examples(d, tokenizer, cache, progress), join_examples
+            data, lambda d: load_examples(d, tokenizer, cache, progress, tell), join_examples
         )
         lengths = np.array([len(ids) for ids in loaded["input_ids"]])
     steps = steps_of(training, lengths, mixture, data.seed)

@@ -8,9 +8,9 @@ import pytest
 
 import tiny
 from deepen.common.errors import DeepenError
-from deepen.common.progress import silent
-from deepen.training.data.chat import with_template
+from deepen.common.progress import Tell, silent, unheard
 from deepen.training.data.examples import load_examples
+from deepen.training.data.templates import with_template
 from deepen.training.recipe import DataConfig
 
 CHATML = (
@@ -36,7 +36,13 @@ TALK = [
 ]
 
 
-def load(folder: Path, rows: list[Any], template: str | None = None, **data: Any) -> Any:
+def load(
+    folder: Path,
+    rows: list[Any],
+    template: str | None = None,
+    tell: Tell = unheard,
+    **data: Any,
+) -> Any:
     """Return tokenizer and examples."""
     file = folder / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
@@ -46,7 +52,7 @@ def load(folder: Path, rows: list[Any], template: str | None = None, **data: Any
     settings = {"path": str(file), "sequence_length": 400, "seed": 0} | data
     config, tokenizer = DataConfig.model_validate(settings), tiny.tokenizer()
     with_template(config, tokenizer)
-    return tokenizer, load_examples(config, tokenizer, folder / "cache", silent)
+    return tokenizer, load_examples(config, tokenizer, folder / "cache", silent, tell)
 
 
 def spoken(folder: Path, row: dict[str, Any], template: str | None = None, **data: Any) -> Any:
@@ -68,6 +74,32 @@ def tiny_render(template: str, turns: list[dict[str, str]]) -> str:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template
     return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def test_conversations_and_parts_are_read_as_messages(tmp_path: Path) -> None:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    parts = [
+        turn | {"content": [{"type": "text", "text": part} for part in (content[:3], content[3:])]}
+        for turn in TALK
+        if (content := turn["content"])
+    ]
+    shared = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TALK]
+    said = spoken(tmp_path, {"messages": TALK}, CHATML)
+    for row in (
+        {"messages": parts},
+        {"conversations": shared},
+        {"conversations": parts},
+        {"conversations": shared[1:], "system": TALK[0]["content"]},
+    ):
+        assert spoken(tmp_path, row, CHATML) == said
+
+
+def test_rows_with_null_are_left_out_and_told(tmp_path: Path) -> None:
+    heard: list[str] = []
+    rows = [{"messages": TALK}, {"messages": None}, {"messages": TALK}]
+    _, examples = load(tmp_path, rows, CHATML, tell=heard.append)
+    assert len(examples) == 2
+    assert [said[:15] for said in heard] == ["Left out 1 rows"]
 
 
 def test_prompt_and_completion_as_text_and_as_messages(tmp_path: Path) -> None:
@@ -131,6 +163,28 @@ def test_packed_rows_keep_their_tokens_and_their_borders(tmp_path: Path) -> None
         ([{"messages": "hello"}], CHATML, {}, "no messages with role and content"),
         ([{"messages": TALK}], FORGETFUL, {}, "differently when later ones follow"),
         ([{"messages": TALK}], "{{ raise_exception('no system') }}", {}, "no system"),
+        (
+            [{"messages": [{"role": "assistant", "content": None}]}],
+            MARKED + "{{ messages[0]['content'] + '' }}",
+            {},
+            "does not take the turns of line 1",
+        ),
+        (
+            [{"prompt": TALK[:4], "completion": TALK[4:]}],
+            FORGETFUL,
+            {},
+            "differently when later ones follow",
+        ),
+        ([{"conversations": [{"from": "them", "value": "x"}]}], CHATML, {}, "turn from 'them'"),
+        ([{"conversations": []}], CHATML, {}, "no messages with role and content"),
+        (
+            [{"messages": [{"role": "user", "content": [{"type": "image"}]}]}],
+            CHATML,
+            {},
+            "a part of type 'image'",
+        ),
+        ([{"messages": [{"role": "user", "content": 3}]}], CHATML, {}, "content is a number"),
+        ([{}], None, {}, "has no columns at all; fine-tuning reads"),
         ([{"prompt": "x" * 50, "completion": "y"}], None, {"sequence_length": 9}, "No row of"),
         ([{"prompt": "x"}], None, {"format": "alpaca"}, "lacks the column 'instruction'"),
     ],

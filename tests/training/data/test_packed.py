@@ -10,7 +10,7 @@ import torch
 import tiny
 from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
-from deepen.common.progress import silent
+from deepen.common.progress import Tell, silent, unheard
 from deepen.training.data import packed as module
 from deepen.training.data.packed import PackedSequences, load_packed
 from deepen.training.recipe import DataConfig, TrainingConfig
@@ -18,10 +18,11 @@ from deepen.training.recipe import DataConfig, TrainingConfig
 DOCUMENTS = [PASSAGE[i : i + 200] for i in range(0, len(PASSAGE), 200)]
 
 
-def load(path: Path, cache: Path, **data: Any) -> PackedSequences:
-    config = {"path": str(path), "sequence_length": 16, "seed": 0} | data
+def load(path: Path, cache: Path, tell: Tell = unheard, **data: Any) -> PackedSequences:
+    settings = {"path": str(path), "sequence_length": 16, "seed": 0} | data
     steps = TrainingConfig(max_steps=3, batch_size=2)
-    return load_packed(DataConfig.model_validate(config), steps, tiny.tokenizer(), cache, silent)
+    config = DataConfig.model_validate(settings)
+    return load_packed(config, steps, tiny.tokenizer(), cache, silent, tell)
 
 
 def flat(sequences: PackedSequences) -> list[int]:
@@ -72,6 +73,43 @@ def test_a_stream_is_read_as_far_as_the_budget(
     assert 3 * 2 <= len(needed) < len(whole)
 
 
+def test_nulls_are_left_out_and_told_once(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in [None, *DOCUMENTS, None]]
+    (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows[1:-1])))
+    heard: list[str] = []
+    with_nulls = load(tmp_path / "n.jsonl", tmp_path / "a", tell=heard.append)
+    assert flat(with_nulls) == flat(load(tmp_path / "d.jsonl", tmp_path / "b"))
+    (said,) = heard
+    assert said.startswith("Left out 2 rows of")
+    assert "null in column 'text'" in said
+    load(tmp_path / "n.jsonl", tmp_path / "a", tell=heard.append)  # found again, told again
+    assert heard == [said, said]
+
+
+def test_a_long_document_is_tokenised_in_pieces_and_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": PASSAGE}))
+    tokenizer, lengths = tiny.tokenizer(), []
+    plain = type(tokenizer).__call__
+
+    def counted(self: Any, texts: list[str], **more: Any) -> Any:
+        lengths.extend(map(len, texts))
+        return plain(self, texts, **more)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 100)
+    tokens = flat(load(tmp_path / "d.jsonl", tmp_path / "cache", sequence_length=1))
+    assert len(lengths) > 4
+    assert max(lengths) <= 200
+    assert sum(lengths) == len(PASSAGE)
+    assert tokens.count(tokenizer.eos_token_id) == 1
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(tokens[:-1]) == PASSAGE
+
+
 @pytest.mark.parametrize(
     ("content", "settings", "said"),
     [
@@ -81,10 +119,13 @@ def test_a_stream_is_read_as_far_as_the_budget(
         (
             '{"text": "x"}\n{"txt": "x", "id": 2}',
             {},
-            r"Line 2 of d.jsonl has no text in column 'text' \(its columns: txt, id\)",
+            r"Line 2 of d.jsonl has no column 'text' \(its columns: txt, id\); set data.text",
         ),
-        ('{"text": "x"}', {"text_column": "body"}, "no text in column 'body'"),
-        ('{"text": 3}', {}, "no text in column 'text'"),
+        ('{"text": "x"}', {"text_column": "body"}, r"no column 'body' \(its columns: text\)"),
+        ("{}", {}, "no column 'text' .it has no columns at all"),
+        ('{"text": 3}', {}, "Line 1 of d.jsonl holds a number in column 'text'"),
+        ('{"text": [{}]}', {}, "holds a list in column 'text'"),
+        ('{"text": null}', {}, "holds no text"),
     ],
 )
 def test_unusable_data_are_told_and_leave_nothing(

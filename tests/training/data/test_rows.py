@@ -10,8 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from deepen.common.errors import DeepenError
-from deepen.training.data import rows as reading
-from deepen.training.data.rows import Row, rows
+from deepen.training.data import files as reading
+from deepen.training.data.files import Row, good_cut
+from deepen.training.data.rows import rows
 from deepen.training.recipe import DataConfig
 
 TEXTS = ["one\ntwo\n", "drei ü\n\nvier", "five"]
@@ -47,10 +48,44 @@ def test_a_folder_is_its_files_in_order(folder: Path) -> None:
     assert texts([folder / "c.json", folder / "a.jsonl"]) == TEXTS * 2
 
 
+def test_files_come_as_other_programs_write_them(tmp_path: Path) -> None:
+    lines = "\r\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
+    table = "id,text\r\n" + "".join(f'{i},"{text}"\r\n' for i, text in enumerate(TEXTS))
+    mark = b"\xef\xbb\xbf"  # of UTF-8, as spreadsheets and PowerShell write it
+    (tmp_path / "A.JSONL").write_bytes(mark + lines)
+    (tmp_path / "b.ndjson").write_bytes(lines)
+    (tmp_path / "c.csv").write_bytes(mark + table.encode())
+    (tmp_path / "d.CSV.gz").write_bytes(gzip.compress(table.encode()))
+    (tmp_path / "e.txt").write_bytes(mark + "<sep>".join(TEXTS).encode())
+    (tmp_path / "f.json").write_bytes(mark + json.dumps([{"text": t} for t in TEXTS]).encode())
+    for file in tmp_path.iterdir():
+        assert texts(file, separator="<sep>") == TEXTS, file.name
+
+
+def test_a_field_of_a_table_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000)
+    assert texts(tmp_path / "a.csv") == ["x" * 200_000]
+
+
+def test_hidden_files_of_a_folder_are_passed_over(folder: Path) -> None:
+    (folder / "._a.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text("{}")
+    assert texts(folder, separator="<sep>") == TEXTS * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [("one two\nthree four", 8), ("one two", 3), ("abc", 3), (" abc", 4), ("abc\n", 4)],
+)
+def test_a_text_is_cut_behind_a_line_or_before_a_word(text: str, cut: int) -> None:
+    assert good_cut(text) == cut
+
+
 def test_a_long_text_comes_in_pieces_that_end_with_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_READ_AT_ONCE", 40)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 40)
     text = "".join(f"line {i} ü\r\n" for i in range(50)) + "and a last one without end"
     (tmp_path / "long.txt").write_bytes(text.encode())
     pieces = read(tmp_path / "long.txt")
@@ -78,7 +113,9 @@ def test_streaming_shuffles_by_the_seed_and_loses_nothing(tmp_path: Path) -> Non
         ("a.txt", b"\xff\xfe\x00", "not readable UTF-8"),
         ("a.txt.gz", b"no gzip", "not readable UTF-8"),
         ("a.parquet", b"no parquet", "not a sound parquet file"),
-        ("a.csv", b"text\nx", "is of no kind that is read here"),
+        ("a.csv", b"text,id\nx,1\ny", "Row 2 of a.csv has not as many fields"),
+        ("a.csv", b'text\n"x', "not a sound CSV file"),
+        ("a.doc", b"x", "is of no kind that is read here"),
     ],
 )
 def test_damage_is_told_with_its_place(

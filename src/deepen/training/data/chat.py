@@ -1,13 +1,13 @@
 """Fine-tuning data: questions and answers as token ids, and labels on the answers only."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.common.errors import DeepenError
-from deepen.training.data.rows import Row, capitalised
+from deepen.training.data.files import Row, capitalised
+from deepen.training.data.templates import marked_template, own_template, reads_parts
+from deepen.training.data.turns import Turn, conversation_of, in_parts, messages_of
 from deepen.training.recipe import DataConfig
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that the loss leaves out."""
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # The prompts of Stanford Alpaca, which GPT-4's answers (Alpaca-GPT4) were made for as well.
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
@@ -29,12 +28,11 @@ _WITHOUT_INPUT = (
 )
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
 }
 """Form of chat rows → the columns that make it."""
-
-Turn = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,8 @@ class Reader:
             DeepenError: The columns are of no known form, or the tokenizer lacks what they need.
         """
         self._data, self._tokenizer = data, tokenizer
+        self._own, self._marked = own_template(tokenizer), marked_template(tokenizer)
+        self._in_parts = reads_parts(tokenizer)
         self._form = data.format if data.format != "auto" else _form_of(first, data)
         self._columns = COLUMNS.get(self._form, (data.text_column,))
         if self._form == "text" and data.loss == "answer":
@@ -70,20 +70,25 @@ class Reader:
                 "the checkpoint's tokenizer_config.json."
             )
 
-    def read(self, row: Row) -> Example:
-        """Turn one row into an example.
+    def read(self, row: Row) -> Example | None:
+        """Turn one row into an example; ``None`` where a column of its form is null.
 
         Raises:
             DeepenError: A column is missing or not of its form.
         """
         for column in self._columns:
-            if row.columns.get(column) is None:
+            if column not in row.columns:
                 raise DeepenError(
                     f"{capitalised(row.where)} lacks the column {column!r} "
                     f"({self._form.replace('_', '/')} rows have: {', '.join(self._columns)})."
                 )
+        if any(row.columns[column] is None for column in self._columns):
+            return None
         reads: Mapping[str, Callable[[Row], Example]] = {
-            "messages": self._messages,
+            "messages": lambda row: self._conversation(
+                messages_of(row.columns["messages"], row), row
+            ),
+            "sharegpt": lambda row: self._conversation(conversation_of(row), row),
             "prompt_completion": self._prompt_completion,
             "alpaca": self._alpaca,
             "text": self._text,
@@ -105,10 +110,20 @@ class Reader:
         prompt, completion = row.columns["prompt"], row.columns["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
             return self._answer(prompt, completion)
-        turns = [*_turns(prompt, row), *_turns(completion, row)]
-        start = len(self._render(turns[: len(prompt)], row, prompted=True))
-        text = self._render(turns, row)
-        return self._spans(text, [(start, len(text))])
+        before = messages_of(prompt, row)
+        turns = [*before, *messages_of(completion, row)]
+        text = self._render(turns, row, self._own)
+        prompted = self._render(before, row, self._own, prompted=True)
+        if self._data.loss == "all" or text.startswith(prompted):
+            return self._spans(text, [(len(prompted), len(text))])
+        if self._marked is None:
+            raise _unstable(row)
+        text, marks = self._render_marked(turns, row, self._marked)
+        start, earlier = self._render_marked(before, row, self._marked)
+        end = earlier[-1][1] if earlier else 0
+        if marks[: len(earlier)] != earlier or text[:end] != start[:end]:
+            raise _unstable(row)
+        return self._spans(text, marks[len(earlier) :])
 
     def _answer(self, prompt: str, completion: str) -> Example:
         """Join a prompt and an answer, tokenised apart as they are when the model is used."""
@@ -117,28 +132,21 @@ class Reader:
         masked = [IGNORED] * len(before) if self._data.loss == "answer" else before
         return Example(before + after, masked + after)
 
-    def _messages(self, row: Row) -> Example:
+    def _conversation(self, turns: Sequence[Turn], row: Row) -> Example:
         """Read a conversation; its answers are the assistant's turns."""
-        turns = _turns(row.columns["messages"], row)
-        if _GENERATION.search(self._template(row)) and self._data.loss == "answer":
-            encoded: Any = self._tokenizer.apply_chat_template(
-                _plain(turns), return_dict=True, return_assistant_tokens_mask=True
-            )
-            ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-            return Example(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
-        text = self._render(turns, row)
+        if self._data.loss == "all":
+            return self._spans(self._render(turns, row, self._own), [])
+        if self._marked is not None:
+            return self._spans(*self._render_marked(turns, row, self._marked))
+        text = self._render(turns, row, self._own)
         spans = []
         for index, turn in enumerate(turns):
-            if turn["role"] != "assistant" or self._data.loss == "all":
+            if turn["role"] != "assistant":
                 continue
-            before = self._render(turns[:index], row, prompted=True)
-            after = self._render(turns[: index + 1], row)
+            before = self._render(turns[:index], row, self._own, prompted=True)
+            after = self._render(turns[: index + 1], row, self._own)
             if not (text.startswith(after) and after.startswith(before)):
-                raise DeepenError(
-                    f"The chat template writes the turns of {row.where} differently when later "
-                    f"ones follow, so the answers cannot be found; give data.chat_template a "
-                    f"template with {{% generation %}} marks, or set data.loss=all."
-                )
+                raise _unstable(row)
             spans.append((len(before), len(after)))
         return self._spans(text, spans)
 
@@ -153,37 +161,62 @@ class Reader:
         inside = [any(low <= start < high for low, high in spans) for start in starts]
         return Example(ids, [i if yes else IGNORED for i, yes in zip(ids, inside, strict=True)])
 
-    def _render(self, turns: Sequence[Turn], row: Row, *, prompted: bool = False) -> str:
-        """Write turns as the chat template does.
+    def _render(
+        self, turns: Sequence[Turn], row: Row, template: str | None, *, prompted: bool = False
+    ) -> str:
+        """Write turns as a chat template does.
+
+        Raises:
+            DeepenError: There is no template, or it does not take these turns.
+        """
+        if template is None:
+            raise self._without_template(row)
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                self._written(turns),
+                tokenize=False,
+                add_generation_prompt=prompted,
+                chat_template=template,
+            )
+        except Exception as error:  # the templates raise what they like
+            raise _refused(row, error) from None
+        return str(text)
+
+    def _render_marked(
+        self, turns: Sequence[Turn], row: Row, template: str
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Write turns as a chat template with marks does; say where the marked characters are.
 
         Raises:
             DeepenError: The template does not take these turns.
         """
-        self._template(row)
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        render: Any = render_jinja_template  # its types say that it returns a text alone
         try:
-            text: Any = self._tokenizer.apply_chat_template(
-                _plain(turns), tokenize=False, add_generation_prompt=prompted
+            texts, marks = render(
+                [self._written(turns)],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
             )
         except Exception as error:  # the templates raise what they like
-            raise DeepenError(
-                f"The chat template does not take the turns of {row.where} ({error})."
-            ) from None
-        return str(text)
+            raise _refused(row, error) from None
+        return texts[0], marks[0]
 
-    def _template(self, row: Row) -> str:
-        """Return the chat template.
+    def _written(self, turns: Sequence[Turn]) -> Any:  # noqa: ANN401 (what transformers takes)
+        """Copy messages, for templates that change them; in parts if the template reads those."""
+        if not self._in_parts:
+            return [dict(turn) for turn in turns]
+        return [dict(turn) | {"content": in_parts(turn["content"])} for turn in turns]
 
-        Raises:
-            DeepenError: There is none.
-        """
-        template = self._tokenizer.chat_template
-        if not isinstance(template, str):
-            raise DeepenError(
-                f"{capitalised(row.where)} holds messages, but the tokenizer has no chat template "
-                f"to write them with; name a Jinja file in data.chat_template, or give rows with "
-                f"prompt and completion."
-            )
-        return template
+    def _without_template(self, row: Row) -> DeepenError:
+        """Say that there is no chat template."""
+        return DeepenError(
+            f"{capitalised(row.where)} holds messages, but the tokenizer has no chat template "
+            f"to write them with; name a Jinja file in data.chat_template, or give rows with "
+            f"prompt and completion."
+        )
 
     def _encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokenise text, with the tokenizer's own start of a text if it is one."""
@@ -198,22 +231,6 @@ class Reader:
         return int(self._tokenizer.eos_token_id)
 
 
-def with_template(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Give a tokenizer the recipe's chat template, if it names one.
-
-    Raises:
-        DeepenError: The file cannot be read.
-    """
-    if data.chat_template is None:
-        return
-    try:
-        tokenizer.chat_template = Path(data.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepenError(
-            f"The chat template {data.chat_template!r} cannot be read ({error})."
-        ) from None
-
-
 def _form_of(row: Row, data: DataConfig) -> str:
     """Guess the form of the rows from the columns of the first."""
     for form, columns in COLUMNS.items():
@@ -221,24 +238,23 @@ def _form_of(row: Row, data: DataConfig) -> str:
             return form
     if data.text_column in row.columns:
         return "text"
+    names = ", ".join(row.columns)
     raise DeepenError(
-        f"{capitalised(row.where)} has the columns {', '.join(row.columns)}; fine-tuning reads "
-        f"messages, or prompt and completion, or instruction and output."
+        f"{capitalised(row.where)} has {f'the columns {names}' if names else 'no columns at all'}; "
+        f"fine-tuning reads messages, conversations, prompt and completion, or instruction and "
+        f"output."
     )
 
 
-def _turns(value: object, row: Row) -> list[Turn]:
-    """Insist on a list of messages."""
-    turns = value if isinstance(value, list) else []
-    sound = (isinstance(t, Mapping) and {"role", "content"} <= t.keys() for t in turns)
-    if not turns or not all(sound):
-        raise DeepenError(
-            f"{capitalised(row.where)} holds no messages with role and content where they are "
-            f"expected."
-        )
-    return turns
+def _refused(row: Row, error: Exception) -> DeepenError:
+    """Say that a template does not take a row."""
+    return DeepenError(f"The chat template does not take the turns of {row.where} ({error}).")
 
 
-def _plain(turns: Sequence[Turn]) -> Any:  # noqa: ANN401 (what transformers takes)
-    """Copy messages, for templates that change them."""
-    return [dict(turn) for turn in turns]
+def _unstable(row: Row) -> DeepenError:
+    """Say that answers cannot be found."""
+    return DeepenError(
+        f"The chat template writes the turns of {row.where} differently when later ones follow, so "
+        f"the answers cannot be found; give data.chat_template a template with {{% generation %}} "
+        f"marks, or set data.loss=all."
+    )

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.common.errors import DeepenError
-from deepen.common.progress import Progress
+from deepen.common.progress import Progress, Tell, unheard
 from deepen.training.data.cache import cached, key_of
 from deepen.training.data.chat import IGNORED, Example, Reader
-from deepen.training.data.rows import Row, rows
+from deepen.training.data.files import Row
+from deepen.training.data.rows import rows
+from deepen.training.data.templates import marked_template
 from deepen.training.recipe import DataConfig
 
 if TYPE_CHECKING:
@@ -20,7 +22,11 @@ _ROWS_AT_ONCE = 1000
 
 
 def load_examples(
-    data: DataConfig, tokenizer: "PreTrainedTokenizerBase", folder: Path, progress: Progress
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    progress: Progress,
+    tell: Tell = unheard,
 ) -> "Dataset":
     """Read and tokenise fine-tuning rows, or find those of an earlier run.
 
@@ -29,6 +35,7 @@ def load_examples(
         tokenizer: The model's.
         folder: Where the examples are kept.
         progress: Called as they are written.
+        tell: Called with what was left out.
 
     Returns:
         A data set with the columns ``input_ids`` and ``labels``, and ``seq_lengths`` if packed.
@@ -41,8 +48,11 @@ def load_examples(
     def write(file: Path) -> Mapping[str, Any]:
         return _write(data, tokenizer, file, progress)
 
-    key = key_of(data, tokenizer, template=tokenizer.chat_template)
-    file, _ = cached(folder, f"examples-{key}", ".arrow", write)
+    templates = [tokenizer.chat_template, marked_template(tokenizer)]
+    key = key_of(data, tokenizer, template=templates)
+    file, facts = cached(folder, f"examples-{key}", ".arrow", write)
+    if facts.get("nulls"):
+        tell(f"Left out {facts['nulls']:,} rows of {data.path!r} with null in a column of theirs.")
     examples = Dataset.from_file(str(file))
     return _packed(examples, data.sequence_length) if data.packing else examples
 
@@ -82,15 +92,17 @@ def _write(
     reader = Reader(data, tokenizer, first)
     tokens = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema({"input_ids": tokens, "labels": tokens})
-    kept, dropped = 0, 0
+    kept, dropped, nulls = 0, 0, 0
     with file.open("wb") as sink, pyarrow.ipc.new_stream(sink, schema) as stream:
         for batch in _batches(itertools.chain([first], read)):
-            cut = [_cut(reader.read(row), data.sequence_length) for row in batch]
+            read_rows = [example for row in batch if (example := reader.read(row)) is not None]
+            cut = [_cut(example, data.sequence_length) for example in read_rows]
             good = [e for e in cut if any(label != IGNORED for label in e.labels[1:])]
             columns = [[e.ids for e in good], [e.labels for e in good]]
             arrays = [pyarrow.array(column, tokens) for column in columns]
             stream.write_batch(pyarrow.record_batch(arrays, schema=schema))
-            kept, dropped = kept + len(good), dropped + len(batch) - len(good)
+            kept, dropped = kept + len(good), dropped + len(cut) - len(good)
+            nulls += len(batch) - len(cut)
             progress(f"data: {kept:,} rows", 0.0)
     if not kept:
         raise DeepenError(
@@ -98,7 +110,7 @@ def _write(
             f"{data.sequence_length} tokens; raise it."
         )
     progress(f"data: {kept:,} rows", 1.0)
-    return {"rows": kept, "dropped": dropped}
+    return {"rows": kept, "dropped": dropped, "nulls": nulls}
 
 
 def _cut(example: Example, length: int) -> Example:

@@ -6,7 +6,7 @@ Sequences cross the borders of documents, and attention does too, as in the pape
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepen.common.errors import DeepenError
-from deepen.common.progress import Progress
+from deepen.common.progress import Progress, Tell, unheard
 from deepen.training.data.cache import cached, key_of
-from deepen.training.data.rows import Row, capitalised, rows
+from deepen.training.data.files import (
+    PIECE_CHARACTERS,
+    Row,
+    capitalised,
+    good_cut,
+    said_of,
+)
+from deepen.training.data.rows import rows
 from deepen.training.recipe import DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DTYPE = np.dtype("<u4")
-_CHARACTERS_AT_ONCE = 2**21
+_CHARACTERS_AT_ONCE = PIECE_CHARACTERS
 _IGNORED = -100
 
 
@@ -60,6 +67,7 @@ def load_packed(
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     progress: Progress,
+    tell: Tell = unheard,
 ) -> PackedSequences:
     """Read, tokenise and pack a data set, or find the tokens of an earlier run.
 
@@ -69,6 +77,7 @@ def load_packed(
         tokenizer: The model's.
         folder: Where the tokens are kept.
         progress: Called as tokens are written; a share is only known for streamed data.
+        tell: Called with what was left out.
 
     Raises:
         DeepenError: The data are missing or damaged, or do not fill one sequence.
@@ -83,11 +92,16 @@ def load_packed(
     seed = data.seed if data.streaming else None
 
     def write(file: Path) -> Mapping[str, Any]:
-        return {"tokens": _write_tokens(data, tokenizer, file, limit, progress)}
+        return _write_tokens(data, tokenizer, file, limit, progress)
 
     key = key_of(data.model_copy(update={"sequence_length": 1}), tokenizer, seed=seed, limit=limit)
     file, facts = cached(folder, f"tokens-{key}", ".bin", write)
     tokens = facts["tokens"]
+    if facts.get("nulls"):
+        tell(
+            f"Left out {facts['nulls']:,} rows of {data.path!r} with null in column "
+            f"{data.text_column!r}."
+        )
     if tokens < data.sequence_length:
         raise DeepenError(
             f"The data set {data.path!r} (data) holds {tokens} tokens, fewer than one "
@@ -109,16 +123,25 @@ def _write_tokens(
     file: Path,
     limit: int | None,
     progress: Progress,
-) -> int:
-    """Write the tokens of a data set and return their number.
+) -> Mapping[str, int]:
+    """Write the tokens of a data set; return their number and that of rows without any text.
 
     Raises:
         DeepenError: There is no text at all.
     """
     assert data.seed is not None
-    written = 0
+    written, nulls = 0, 0
+
+    def read() -> Iterator[tuple[str, bool]]:
+        nonlocal nulls
+        for row in rows(data, data.seed or 0):
+            text = _text_of(row, data.text_column)
+            nulls += text is None
+            if text or row.continued is not None:
+                yield from _pieces(text or "", ends=not row.continued)
+
     with file.open("wb") as stream:
-        for texts in _batches(rows(data, data.seed), data.text_column):
+        for texts in _batches(read()):
             encoded = tokenizer(
                 [text for text, _ in texts],
                 add_special_tokens=False,
@@ -139,19 +162,34 @@ def _write_tokens(
             f"The data set {data.path!r} (data) holds no text; check the file and text_column."
         )
     progress(f"data: {written:,} tokens", 1.0)
-    return written
+    return {"tokens": written, "nulls": nulls}
 
 
-def _batches(read: Iterator[Row], column: str) -> Iterator[list[tuple[str, bool]]]:
-    """Collect texts, each with whether its document ends there; empty documents are left out."""
+def _pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
+    """Cut a document into pieces: a tokenizer takes two hundred bytes for every character.
+
+    Args:
+        text: The document, or a piece of one.
+        ends: Whether the document ends with it.
+
+    Returns:
+        Pieces, each with whether the document ends there.
+    """
+    start = 0
+    while len(text) - start > 2 * PIECE_CHARACTERS:
+        stop = start + good_cut(text[start : start + PIECE_CHARACTERS])
+        yield text[start:stop], False
+        start = stop
+    yield text[start:], ends
+
+
+def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Collect pieces of text."""
     batch: list[tuple[str, bool]] = []
     characters = 0
-    for row in read:
-        text = _text_of(row, column)
-        if not text and row.continued is None:
-            continue
-        batch.append((text, not row.continued))
-        characters += len(text)
+    for piece in texts:
+        batch.append(piece)
+        characters += len(piece[0])
         if characters >= _CHARACTERS_AT_ONCE:
             yield batch
             batch, characters = [], 0
@@ -159,17 +197,22 @@ def _batches(read: Iterator[Row], column: str) -> Iterator[list[tuple[str, bool]
         yield batch
 
 
-def _text_of(row: Row, column: str) -> str:
-    """Return a row's text.
+def _text_of(row: Row, column: str) -> str | None:
+    """Return a row's text; ``None`` where the file says null.
 
     Raises:
-        DeepenError: The row has none.
+        DeepenError: The row has no such column, or holds something else in it.
     """
-    text = row.columns.get(column)
-    if not isinstance(text, str):
-        names = ", ".join(key for key, value in row.columns.items() if value is not None) or "none"
+    if column not in row.columns:
+        names = ", ".join(row.columns)
+        has = f"its columns: {names}" if names else "it has no columns at all"
         raise DeepenError(
-            f"{capitalised(row.where)} has no text in column {column!r} "
-            f"(its columns: {names}); set text_column."
+            f"{capitalised(row.where)} has no column {column!r} ({has}); set data.text_column."
+        )
+    text = row.columns[column]
+    if text is not None and not isinstance(text, str):
+        raise DeepenError(
+            f"{capitalised(row.where)} holds {said_of(text)} in column {column!r}, where the text "
+            f"of a document is read from; set data.text_column or mend the row."
         )
     return text
