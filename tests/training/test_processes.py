@@ -22,13 +22,22 @@ FSDP = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2-cpu.yaml"
 RUN = """
 import os, signal, sys
 from accelerate.state import AcceleratorState
+from transformers import TrainerCallback
 from deepen.training import load_recipe, train
 
 def progress(stage, share):
     if os.environ.get("KILL") and stage.startswith("cpt") and share >= 5 / 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(load_recipe(sys.argv[1], sys.argv[2:]), "cpt", tell=print, progress=progress)
+class Asks(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 3 and os.environ["RANK"] == "1":
+            control.should_save = True
+    def on_save(self, args, state, control, **_):
+        sys.stdout.write(f"saved after step {state.global_step}\\n")
+
+asked = load_recipe(sys.argv[1], sys.argv[2:])
+train(asked, "cpt", callbacks=[Asks()], tell=print, progress=progress)
 sys.stdout.write(f"ran as {AcceleratorState().distributed_type.value}\\n")
 """
 LAUNCHERS = {
@@ -79,6 +88,8 @@ def test_two_processes_train_as_one(
     printed = launch(kind, tmp_path)
     assert printed.count(f"ran as {kind}") == 2
     assert printed.count("Training ") == 1  # the first process speaks for all
+    # What a callback asks for in one process is done in both; they would wait for each other.
+    assert printed.count("saved after step 3") == 2
 
     one = train(recipe(batch_size=8, output="one", **settings), "cpt")
     folder = Path(asked.output)
