@@ -50,7 +50,7 @@ class Trial(Record):
     sequences: int = Field(ge=1)
     """Sequences in one step."""
     new_layers: int = Field(ge=1)
-    """Blocks that every method adds, in the top gaps."""
+    """Blocks that every method adds."""
     scored_tokens: int = Field(ge=1)
     """Held-out tokens of each text that the loss is measured on."""
     written_tokens: int = Field(ge=1)
@@ -72,8 +72,21 @@ class Numbers(Record):
 
 def _arm(method: str, learning_rate: float, **more: object) -> dict[str, Any]:
     """Write an arm out, its label the method and not its learning rate."""
-    label = " + ".join([method, *(key for key in more if key == "replay")])
-    return {"method": method, "label": label, "training": {"learning_rate": learning_rate}, **more}
+    return {
+        "method": method,
+        "label": method,
+        "training": {"learning_rate": learning_rate},
+        **more,
+    }
+
+
+def _spread(learning_rate: float, **more: object) -> dict[str, Any]:
+    """Write out OpT-DeUS with its blocks spread over the depth, where they learn most."""
+    return _arm("opt-deus", learning_rate, placement="uniform", **more)
+
+
+PROTECTED = "opt-deus + protect"
+"""Label of the arm whose updates keep clear of the old text."""
 
 
 _REAL = Trial(
@@ -87,9 +100,9 @@ _REAL = Trial(
         _arm("base", 1e-4),
         _arm("lora", 1e-3),
         _arm("top-blocks", 1e-3),
-        _arm("opt-deus", 3e-3),
-        _arm("opt-deus", 3e-3, replay=0.2),
         _arm("llama-pro", 3e-3),
+        _spread(3e-3),
+        _spread(3e-3, label=PROTECTED),
     ),
 )
 _SMALL = Trial(
@@ -103,9 +116,9 @@ _SMALL = Trial(
         _arm("base", 1e-3),
         _arm("lora", 3e-3),
         _arm("top-blocks", 3e-3),
-        _arm("opt-deus", 3e-3),
-        _arm("opt-deus", 3e-3, replay=0.2),
         _arm("llama-pro", 3e-3),
+        _spread(3e-3),
+        _spread(3e-3, label=PROTECTED),
     ),
 )
 
@@ -118,7 +131,7 @@ FAST = Numbers(
         update={
             "steps": 10,
             "scored_tokens": 1024,
-            "arms": (_REAL.arms[0], _REAL.arms[3]),
+            "arms": (_REAL.arms[0], _REAL.arms[4]),
         }
     ),
 )

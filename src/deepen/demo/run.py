@@ -14,7 +14,7 @@ from deepen.common.quiet import quiet_transformers
 from deepen.comparison.results import read_records
 from deepen.comparison.run import compare
 from deepen.comparison.study import Study
-from deepen.demo.recipe import FAST, FULL, TINY, Trial
+from deepen.demo.recipe import FAST, FULL, PROTECTED, TINY, Trial
 from deepen.demo.samples import continuation
 from deepen.demo.starts import Start, Tell, pretrained, self_made
 from deepen.demo.table import verdict
@@ -75,7 +75,7 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
 def _grow(start: Start, trial: Trial, folder: Path, progress: Progress, tell: Tell) -> None:
     """Grow the base once for itself, and say what is true of the result before any training."""
     out = folder / "grown"
-    request = GrowRequest(method=_SHOWN, new_layers=trial.new_layers, placement="top")
+    request = GrowRequest(method=_SHOWN, new_layers=trial.new_layers, placement="uniform")
     record = grow(start.base, out, request, overwrite=True, progress=progress)
     tell(
         f"grown     {record.base_depth} → {record.depth} blocks by {_SHOWN} in "
@@ -109,10 +109,9 @@ def _study(start: Start, trial: Trial, folder: Path) -> Study:
         {
             "title": f"Learning {start.new}",
             "base": start.base,
-            "arms": [_placed(arm) for arm in trial.arms],
+            "arms": [_protecting(arm, start.protected) for arm in trial.arms],
             "new_layers": trial.new_layers,
             "data": {"path": start.training, "sequence_length": trial.sequence_length},
-            "replay": start.replayed,
             "budget": "flops",
             "training": {
                 "max_steps": trial.steps,
@@ -131,9 +130,11 @@ def _study(start: Start, trial: Trial, folder: Path) -> Study:
     )
 
 
-def _placed(arm: dict[str, Any]) -> dict[str, Any]:
-    """Put new blocks into the top gaps, where training them costs least."""
-    return arm | {"placement": "top"} if arm["method"] in ("opt-deus", "llama-pro") else arm
+def _protecting(arm: dict[str, Any], old: str) -> dict[str, Any]:
+    """Name the old text to the arm that protects it."""
+    if arm["label"] != PROTECTED:
+        return arm
+    return arm | {"training": arm["training"] | {"protect": {"path": old, "max_tokens": 2048}}}
 
 
 def _samples(start: Start, trial: Trial, study: Study, folder: Path) -> str:

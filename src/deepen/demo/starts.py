@@ -40,8 +40,8 @@ class Start:
     """What the old text is."""
     kept: str
     """Old text to measure on."""
-    replayed: str
-    """Old text to train on again."""
+    protected: str
+    """Old text that is read so as to be kept."""
     prompt: str
     """Beginning of a text that a sample continues."""
 
@@ -70,7 +70,7 @@ def pretrained(tell: Tell) -> Start | None:
         held_out=f"registry:{_NEW}/held-out",
         old=TEXTS[_OLD].title,
         kept=f"registry:{_OLD}/held-out",
-        replayed=f"registry:{_OLD}/training",
+        protected=f"registry:{_OLD}/training",
         prompt="Se o repositório não existir,",
     )
 
@@ -99,7 +99,7 @@ def self_made(folder: Path, numbers: SmallBase, progress: Progress, tell: Tell) 
         held_out=f"registry:{_PROSE}/held-out",
         old="sources of the Python standard library",
         kept=str(material.held_out),
-        replayed=str(material.training),
+        protected=str(material.training),
         prompt="The following sections describe how a class is",
     )
 
