@@ -127,7 +127,7 @@ def test_an_arm_that_fails_ends_the_study_with_one_sentence(folder):
     data = settings(folder)["data"] | {"text_column": "txet", "path": str(folder / "rows.jsonl")}
     (folder / "rows.jsonl").write_text('{"text": "a"}\n')
     given = settings(folder, output=str(folder / "bad"), data=data, arms=["base"], seeds=[0])
-    with pytest.raises(DeepenError, match=r"^base, seed 0: .* has no text in column 'txet'"):
+    with pytest.raises(DeepenError, match=r"^base, seed 0: Line 1 .* has no column 'txet'"):
         compare(Study.model_validate(given), jobs=2)
     assert not (folder / "bad" / RECORDS).exists()
 
