@@ -18,7 +18,7 @@ Grown = Annotated[
 ]
 Base = Annotated[str, typer.Argument(help="The checkpoint that was grown.", show_default=False)]
 Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at OUT.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there.")]
 Growths = Annotated[
     int | None,
     typer.Option("--growths", min=1, help="Take off the latest N growths, by default all."),
