@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import tiny
 from deepen import cli
 from deepen.records.growth import GrowRequest
 
@@ -37,6 +38,27 @@ def test_the_main_job(capsys, llama, tmp_path):
     code, out, _ = run(capsys, "inspect", tmp_path / "grown")
     assert code == 0
     assert "step 1: opt-deus, 2|3 at t = 0.5" in out
+
+
+def test_new_blocks_come_off_and_go_on(capsys, llama, tmp_path):
+    names = ("grown", "pack", "again", "base", "both")
+    grown, pack, again, base, both = (tmp_path / name for name in names)
+    run(capsys, "grow", llama, grown, "-n", "2")
+    code, out, _ = run(capsys, "pack", grown, pack)
+    assert code == 0
+    assert "2" in out
+    assert run(capsys, "attach", llama, pack, again)[0] == 0
+    assert tiny.read(again) == tiny.read(grown)
+    assert run(capsys, "shrink", grown, base)[0] == 0
+    assert tiny.read(base) == tiny.read(llama)
+    assert run(capsys, "combine", llama, pack, pack, both, "--how", "interleave")[0] == 0
+    _, inspected, _ = run(capsys, "inspect", both, "--json")
+    assert len(json.loads(inspected)["new_blocks"]) == 4
+    assert run(capsys, "reproduce", grown, "--base", llama)[0] == 0
+    (again / "model.safetensors").write_bytes(b"")
+    code, _, err = run(capsys, "reproduce", again, "--base", llama)
+    assert code in (1, 2)
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_json_is_the_record(capsys, llama, tmp_path):
@@ -90,6 +112,9 @@ MISTAKES = {
     "shard size": (["grow", "BASE", "OUT", "--max-shard-size", "much"], "is not a size"),
     "not grown": (["verify", "BASE", "BASE"], "deepen did not grow it"),
     "text": (["verify", "BASE", "BASE", "--text", "none.txt"], "cannot be read"),
+    "no pack": (["attach", "BASE", "BASE", "OUT"], "pack.json"),
+    "not to be shrunk": (["shrink", "BASE", "OUT"], "no deepen entry"),
+    "not to be packed": (["pack", "BASE", "OUT"], "no deepen entry"),
     "out in model": (["grow", "BASE", "BASE/OUT"], "in MODEL's own folder"),
 }
 
