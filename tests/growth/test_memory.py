@@ -58,8 +58,9 @@ def test_transport_needs_no_more_for_a_deeper_base(tmp_path):
 def test_experts_are_handled_one_at_a_time(tmp_path, family, banks):
     """With tensors of their own their number hardly matters; a bank is assembled once.
 
-    A parent's bank is mapped, and counts as it is read: gate and up of both parents, or down. Whole
-    parents in float32 would be four blocks more; fragments of freed memory are half of one.
+    A parent's bank is mapped, and counts as it is read: gate and up of both parents, or down. A
+    whole parent in float32 would be two blocks more; fragments of freed memory are half of one, and
+    on a busy machine one.
     """
     peaks, block = {}, {}
     for experts in (8, 64):
@@ -73,4 +74,4 @@ def test_experts_are_handled_one_at_a_time(tmp_path, family, banks):
     more = block[64] - block[8]
     assert more > 40 * MEGABYTE
     beyond = (peaks[64] - peaks[8]) / more
-    assert beyond < (banks or 1.0), f"{beyond:.2f} blocks more"
+    assert beyond < (banks or 1.5), f"{beyond:.2f} blocks more"
