@@ -1,9 +1,12 @@
 """What tests of training share."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deepen.base.text import PASSAGE
 from deepen.records.training import TrainRecord
 from deepen.training import train
 from deepen.training.recipe import Recipe
@@ -31,3 +34,18 @@ def interrupted(recipe: Make, step: int, **settings: object) -> TrainRecord:
     with pytest.raises(Interrupted):
         train(recipe(**settings), "cpt", progress=progress)
     return train(recipe(**settings), "cpt")
+
+
+def trained(model: Path, out: Path, **training: Any) -> Path:
+    """Train a checkpoint for two steps; return the trained model's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "text.txt").write_text(PASSAGE, encoding="utf-8")
+    settings = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "report_to": "none"}
+    recipe = {
+        "model": str(model),
+        "data": {"path": str(out / "text.txt"), "sequence_length": 16},
+        "training": settings | training,
+        "output": str(out / "run"),
+    }
+    train(Recipe.model_validate(recipe), "cpt")
+    return out / "run" / "model"

@@ -14,26 +14,9 @@ import shrink
 import tiny
 from cases import CASES
 from deepen.base.checkpoint import FolderSource
-from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.packs.pack import open_pack
-from deepen.training import train
-from deepen.training.recipe import Recipe
-
-
-def trained(model: Path, out: Path, **training: Any) -> Path:
-    """Train a checkpoint for two steps."""
-    out.mkdir()
-    (out / "text.txt").write_text(PASSAGE, encoding="utf-8")
-    settings = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "report_to": "none"}
-    recipe = {
-        "model": str(model),
-        "data": {"path": str(out / "text.txt"), "sequence_length": 16},
-        "training": settings | training,
-        "output": str(out / "run"),
-    }
-    train(Recipe.model_validate(recipe), "cpt")
-    return out / "run/model"
+from runs import trained
 
 
 def refused(call: Any, *arguments: Any, **settings: Any) -> str:

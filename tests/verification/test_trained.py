@@ -12,28 +12,11 @@ import shrink
 import tiny
 from cases import CASES
 from deepen.base.model import open_model
-from deepen.base.text import PASSAGE
 from deepen.records.growth import read_lineage
 from deepen.records.verification import Check, VerifyRecord
-from deepen.training import train
-from deepen.training.recipe import Recipe
 from deepen.verification import running
 from deepen.verification.trained import may_differ, since
-
-
-def trained(model: Path, out: Path, **training: Any) -> Path:
-    """Train a checkpoint for two steps."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "text.txt").write_text(PASSAGE, encoding="utf-8")
-    settings = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "report_to": "none"}
-    recipe = {
-        "model": str(model),
-        "data": {"path": str(out / "text.txt"), "sequence_length": 16},
-        "training": settings | training,
-        "output": str(out / "run"),
-    }
-    train(Recipe.model_validate(recipe), "cpt")
-    return out / "run" / "model"
+from runs import trained
 
 
 def flip(folder: Path, name: str, position: int = 0) -> None:
