@@ -156,6 +156,16 @@ def test_new_blocks_learn_inside_as_they_like(
     assert not torch.equal(*(m["model.layers.4.mlp.up_proj.weight"] for m in (start, end)))
 
 
+def test_a_new_block_that_writes_already_is_protected_whole(
+    recipe: Make, grown: Path, old: Path, tmp_path: Path
+) -> None:
+    asked = {"path": str(old), "max_tokens": 64}
+    run(recipe, "first", protect=asked)
+    again = run(recipe, "second", model=tmp_path / "first" / "model", protect=asked)
+    assert again.protect is not None
+    assert again.protect.layers == 2 * len(ALL)
+
+
 def test_transposed_layers_are_protected_too(recipe: Make, old: Path, tmp_path: Path) -> None:
     base, model = base_of(tmp_path / "gpt2", "gpt2"), tmp_path / "grown"
     grow(base, model, method="llama-pro", new_layers=1)
@@ -186,5 +196,9 @@ def test_what_cannot_be_protected_is_refused(recipe: Make, old: Path, tmp_path: 
     base, model = base_of(tmp_path / "moe", "mixtral"), tmp_path / "grown"
     grow(base, model, method="llama-pro", new_layers=1)
     with pytest.raises(DeepenError, match=r"no linear layers, which .*training\.protect need"):
+        train(recipe(model=model, protect={"path": str(old)}), "cpt")
+    base, model = base_of(tmp_path / "post-norm", "gemma3_text"), tmp_path / "grown-post-norm"
+    grow(base, model, method="llama-pro", new_layers=1)
+    with pytest.raises(DeepenError, match=r"writes through norms"):
         train(recipe(model=model, protect={"path": str(old)}), "cpt")
     assert not (tmp_path / "run" / "model").exists()

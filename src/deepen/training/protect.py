@@ -2,8 +2,8 @@
 
 On the old text the input of a linear layer lies almost wholly in a few directions U [in, k]. An
 update that maps these to zero changes hardly anything there, and so after every step the weight W
-[out, in] is put back to where it began in them: W ← W - (W U - W₀ U) Uᵀ. What a new block writes is
-made by its output projections alone, and so it is enough to do this to them.
+[out, in] is put back to where it began in them: W ← W - (W U - W₀ U) Uᵀ. A new block that begins by
+writing nothing writes through its output projections alone, and so it is enough to do this to them.
 """
 
 import time
@@ -191,7 +191,16 @@ def _layers(module: Any, model: Model, trains: Trains) -> Iterator[_Layer]:  # n
     lineage = read_lineage(model.source.config)
     new = set(lineage.new_blocks if lineage else [])
     for index in trains.blocks:
-        for layer in linear_layers(model, index):
+        layers = linear_layers(model, index)
+        outputs = [module.get_submodule(layer.path) for layer in layers if layer.last]
+        whole = not (trains.lora or trains.neurons)
+        if whole and index in new and not outputs:
+            raise DeepenError(
+                f"Block {index} of {model.source.name} writes through norms, which "
+                f"training.protect does not hold; leave it out, or train adapters."
+            )
+        silent = whole and index in new and not any(layer.weight.any() for layer in outputs)
+        for layer in layers:
             found = module.get_submodule(layer.path)
             if trains.lora:
                 down = adapter_down(found)
@@ -200,7 +209,7 @@ def _layers(module: Any, model: Model, trains: Trains) -> Iterator[_Layer]:  # n
                 # What the other neurons compute is theirs alone, and these write it.
                 if isinstance(found, DividedLinear) and found.along == "inputs":
                     yield _Layer(found, found.trained, found.transposed)
-            elif layer.last or index not in new:
+            elif layer.last or not silent:
                 yield _Layer(found, found.weight, not isinstance(found, nn.Linear))
 
 

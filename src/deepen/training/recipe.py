@@ -179,8 +179,8 @@ class TrainingConfig(Settings):
     neurons: Positive | None = None
     """Train the last so many neurons of every FFN and nothing else, whatever ``trains`` says."""
     protect: ProtectConfig | None = None
-    """Old text whose directions no update may touch: in new blocks those of the output projections,
-    in others of every linear layer that trains."""
+    """Old text whose directions no update may touch: in new blocks that write nothing yet those of
+    the output projections, in others of every linear layer that trains."""
     trunk_cache: Literal["auto"] | bool = "auto"
     """Whether what the frozen blocks below the lowest trained one compute is kept on disk, so that
     later epochs, and other runs on the same tokens, start above them; ``auto`` where that saves
