@@ -8,7 +8,7 @@ from scipy import stats
 import studies
 from deepen.comparison import statistics as aggregate
 from deepen.comparison.balance import paired_differences
-from deepen.records.training import TrunkRecord
+from deepen.records.training import ProtectRecord, TrunkRecord
 
 
 def test_paired_intervals_are_scipy_s():
@@ -59,4 +59,7 @@ def test_cost_counts_the_first_pass_through_a_trunk():
     trunk = TrunkRecord(blocks=9, sequences=9, computed=9, stored_bytes=9, seconds=7.0)
     longer = run.model_copy(update={"trunk": trunk})
     assert aggregate.seconds(longer) == run.wall_seconds + 7.0
+    kept = ProtectRecord(layers=1, tokens=1, directions=0.5, seconds=2.0)
+    both = longer.model_copy(update={"protect": kept})
+    assert aggregate.seconds(both) == run.wall_seconds + 9.0
     assert aggregate.flops(run) == run.flops_per_token * run.tokens

@@ -176,8 +176,8 @@ def flops(run: TrainRecord) -> float:
 
 
 def seconds(run: TrainRecord) -> float:
-    """Return how long a run took, the first pass through a frozen trunk included."""
-    return run.wall_seconds + (run.trunk.seconds if run.trunk else 0.0)
+    """Return how long a run took, passes before training included: of the trunk, of old text."""
+    return run.wall_seconds + sum(part.seconds for part in (run.trunk, run.protect) if part)
 
 
 def same_tokens(run: TrainRecord, other: TrainRecord) -> bool:

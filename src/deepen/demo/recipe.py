@@ -91,7 +91,7 @@ PROTECTED = "opt-deus + protect"
 
 _REAL = Trial(
     sequence_length=128,
-    steps=20,
+    steps=16,
     sequences=4,
     new_layers=3,
     scored_tokens=1536,
