@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deepen.common.files import whole, write_whole
+from deepen.common.files import make_folders, remove_empty, sync_tree, whole, write_whole
+from disk import traced
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -43,3 +44,35 @@ def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a", "\ud800")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = traced(monkeypatch)
+    write_whole(tmp_path / "a.json", "text")
+    beside = next(name for what, name in calls if what == "fsync")
+    assert calls == [("fsync", beside), ("rename", "a.json"), ("fsync", tmp_path.name)]
+
+
+def test_folders_that_are_made_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = traced(monkeypatch)
+    made = make_folders(tmp_path / "a/b")
+    assert made == [tmp_path / "a/b", tmp_path / "a"]
+    assert {name for _, name in calls} == {"a", tmp_path.name}
+    (tmp_path / "a/file").touch()
+    remove_empty(made)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a/file"]
+
+
+def test_a_tree_is_synced_from_the_bottom_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "top/inside").mkdir(parents=True)
+    (tmp_path / "top/inside/low").touch()
+    (tmp_path / "top/high").touch()
+    calls = traced(monkeypatch)
+    sync_tree(tmp_path / "top")
+    assert [name for _, name in calls] == ["low", "inside", "high", "top"]

@@ -1,12 +1,64 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, also after a power cut."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
+
+_NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP)
+
+
+def sync_file(file: Path) -> None:
+    """Bring a file's content to the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk: until then a power cut may undo a rename in it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder may be written to and not be readable
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a folder and everything in it to the disk."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync_file(Path(path, name))
+        sync_folder(Path(path))
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it, to stay after a power cut.
+
+    Returns:
+        Those that were not there, the lowest first.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in made:
+        sync_folder(place.parent)
+    return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove what ``make_folders`` made, as far as nothing has come to lie in it."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager
@@ -20,9 +72,9 @@ def whole(file: Path) -> Iterator[Path]:
     beside = file.with_name(f".{file.name}.{os.uname().nodename}.{os.getpid()}.unfinished")
     try:
         yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
+        sync_file(beside)
         beside.replace(file)
+        sync_folder(file.parent)
     finally:
         beside.unlink(missing_ok=True)
 
