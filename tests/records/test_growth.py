@@ -70,6 +70,39 @@ def test_an_entry_that_is_none_is_refused_in_one_sentence():
         read_lineage({FIELD: {"format": 1, "steps": []}})
 
 
+def changed(**fields):
+    """Return an entry of two growths and a training, with some fields of the second changed."""
+    step = BEFORE["steps"][0]
+    plan = [*range(9), [8, 8, 0.0]]
+    second = step | {"plan": plan, "new_blocks": [9]}
+    training = {"stage": "cpt", "after_steps": 2, "blocks": [9], "new_blocks_before": {"9": "ab"}}
+    entry = {"format": 1, "new_blocks": [9], "steps": [step, second], "trainings": [training]}
+    for field, value in fields.items():
+        where = next(part for part in (entry, second, training) if field in part)
+        where[field] = value
+    return {FIELD: entry}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("new_blocks", [0]),
+        ("new_blocks", []),
+        ("plan", [*range(9), [8, 8, 0.0], [8, 8, 0.0]]),
+        ("plan", [*range(9), [8, 8, 0.0], 9]),
+        ("plan", list(range(10))),
+        ("after_steps", 3),
+        ("blocks", [10]),
+        ("new_blocks_before", {10: "ab"}),
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused(field, value):
+    """What a training would train is read from it: one edited field must not decide."""
+    assert read_lineage(changed()).new_blocks == [9]
+    with pytest.raises(DeepenError, match=r"contradicts itself \(.*\): it was edited"):
+        read_lineage(changed(**{field: value}))
+
+
 def test_every_field_of_a_request_says_what_it_is():
     for schema in (GrowChoice, GrowRequest):
         assert all(field.description for field in schema.model_fields.values())

@@ -1,9 +1,10 @@
 """A growth, as the grown checkpoint's config.json and ``grow`` tell it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from deepen.common.errors import DeepenError
 from deepen.records.cost import Estimate
@@ -90,6 +91,19 @@ class Step(Record):
     versions: dict[str, str]
     """Versions of the software that computed it."""
 
+    @property
+    def base_depth(self) -> int:
+        """Number of blocks of what was grown."""
+        return sum(isinstance(block, int) for block in self.plan)
+
+    @model_validator(mode="after")
+    def _check_new_blocks(self) -> Self:
+        """Hold the new blocks to the plan: what trains must be what the plan says was added."""
+        planned = [i for i, block in enumerate(self.plan) if not isinstance(block, int)]
+        if self.new_blocks != planned:
+            raise ValueError(f"new_blocks are {self.new_blocks}, and the plan adds {planned}")
+        return self
+
 
 class Training(Record):
     """One training: what it may have changed, and nothing else has changed."""
@@ -131,6 +145,27 @@ class Lineage(Record):
     """All growths from the first base to this model."""
     trainings: list[Training] = Field(default_factory=list, exclude_if=lambda value: not value)
     """All trainings of what they made, the earliest first; not written where there is none."""
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        """Hold growths to each other, and trainings to them."""
+        latest = self.steps[-1].new_blocks if self.steps else []
+        if self.new_blocks != latest:
+            raise ValueError(f"new_blocks are {self.new_blocks}, and the last step's {latest}")
+        for number, (before, after) in enumerate(pairwise(self.steps), start=2):
+            if after.base_depth != len(before.plan):
+                raise ValueError(
+                    f"step {number} grew {after.base_depth} blocks, and the step before it made "
+                    f"{len(before.plan)}"
+                )
+        for number, training in enumerate(self.trainings, start=1):
+            made = self.steps[: training.after_steps]
+            if len(made) != training.after_steps:
+                raise ValueError(f"training {number} came after {training.after_steps} growths")
+            blocks = [*training.blocks, *training.new_blocks_before]
+            if made and not {*blocks} <= {*range(len(made[-1].plan))}:
+                raise ValueError(f"training {number} names blocks that there were not")
+        return self
 
 
 class GrowRecord(Record):
@@ -217,7 +252,8 @@ def read_entry(config: Mapping[str, Any]) -> Lineage | None:
     """Return the lineage of a checkpoint that was grown or trained; ``None`` if there is none.
 
     Raises:
-        DeepenError: There is an entry, but not one that this version understands.
+        DeepenError: There is an entry, but not one that this version understands, or one that
+            contradicts itself.
     """
     if FIELD not in config:
         return None
@@ -225,6 +261,12 @@ def read_entry(config: Mapping[str, Any]) -> Lineage | None:
         return Lineage.model_validate(config[FIELD])
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            reason = first["msg"].removeprefix("Value error, ")
+            raise DeepenError(
+                f"The deepen entry of config.json contradicts itself ({reason}): it was edited; "
+                f"restore config.json, or grow the checkpoint again from its base."
+            ) from None
         raise DeepenError(
             f"The deepen entry of config.json is not one that this version understands "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); update deepen."
