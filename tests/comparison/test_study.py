@@ -131,12 +131,42 @@ def test_an_arm_is_grown_as_it_says_and_else_as_the_study_does():
         ({"rates": {"grid": [1e-3], "text": "c.txt", "seed": 1}}, "one of the study's seeds"),
         ({"evaluation": {"new": "a/x.txt", "old": "b/x.txt"}}, "Two texts .* called 'x.txt'"),
         ({"arms": [{"method": "base", "replay": 0.1}]}, "replays old text"),
+        ({"arms": [{"method": "solar", "label": ".."}]}, "no name that a folder can have"),
+        ({"arms": [{"method": "solar", "label": "a" * 300}]}, "no name that a folder can have"),
+        (
+            {
+                "arms": [{"method": "solar", "fine_tuning": {"epoch": 1}}],
+                "fine_tuning": {"data": {"path": "rows.jsonl"}},
+            },
+            "did you mean 'epochs'",
+        ),
         ({"pairs": [["solar", "opt-deuss"]]}, r"arm \(pairs\) 'opt-deuss'; did you mean"),
     ],
 )
 def test_mistakes_are_one_sentence(changes, sentence):
     with pytest.raises(DeepenError, match=sentence):
         study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("seeds=" + str(list(range(3000))), "'seeds' .* at most 100 items"),
+        ("seeds=[-1]", "'seeds.0'"),
+        ("new_layers=0", "'new_layers'"),
+        ("evaluation.batch_size=0", "evaluation.batch_size"),
+        ("evaluation.sequence_length=1", "evaluation.sequence_length"),
+        ("evaluation.max_tokens=-5", "evaluation.max_tokens"),
+        ("arms=[{method: base, replay: .nan}]", "replay"),
+        ("arms=[{method: lora, training: {weight_decay: .inf}}]", "weight_decay.* finite"),
+        (f"arms=[{{method: solar, vary: {{a: {[0] * 99}, b: {[0] * 99}}}}}]", "9,801 arms"),
+        ("arms=[{method: solar, vary: {method.x: [1]}}]", "'method' has no keys"),
+    ],
+)
+def test_bounds_are_told_before_anything_is_done(tmp_path, override, sentence):
+    (tmp_path / "study.yaml").write_text(SMALLEST)
+    with pytest.raises(DeepenError, match=sentence):
+        load_study(tmp_path / "study.yaml", [override])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The recipe: what the file says, what is filled in, what is refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepen.common.errors import DeepenError
-from deepen.common.settings import write_yaml
+from deepen.common.settings import Settings, write_yaml
+from deepen.comparison.study import Study
 from deepen.training.recipe import Recipe, load_recipe
 
 SMALLEST = """
@@ -62,12 +65,71 @@ def test_stages_have_their_own_defaults_and_the_budget_is_an_epoch() -> None:
         ("training.learning_rate=-1", "training.learning_rate"),
         ("training.trains=[1, -2]", "training.trains.1"),
         ("training.schedule=cosin", "schedule"),
+        ("training.batch_size=1000000000", "training.batch_size.* less than or equal to"),
+        ("training.max_steps=1" + "0" * 20, "training.max_steps.* less than or equal to"),
+        ("training.workers=1000000", "training.workers"),
+        ("training.warmup=.inf", "training.warmup.* finite"),
+        ("training.output_lead=.inf", "training.output_lead"),
+        ("training.weight_decay=.inf", "training.weight_decay"),
+        ("training.weight_decay=1e999", "training.weight_decay"),
+        ("training.block_rate_decay=.inf", "training.block_rate_decay"),
+        ("training.learning_rate=.nan", "training.learning_rate"),
+        ("training.betas=[0.9, 1.0]", "training.betas.1"),
+        ("data.sequence_length=1", "data.sequence_length.* greater than or equal to 2"),
+        ("data.path=[]", "data.path.* at least 1 item"),
+        ("data.path=''", "data.path.* at least 1 char"),
+        ('data.path="a\\0b"', "data.path.* zero character"),
+        ("data.seed=-1", "data.seed"),
+        ("seed=99999999999", "'seed'"),
+        ("output=''", "'output'"),
+        ("seed=" + "9" * 5000, "YAML cannot read"),
+        ("seed=2024-13-45", "YAML cannot read"),
         ("data=3", "'data' in recipe.yaml cannot be 3"),
     ],
 )
 def test_what_does_not_fit_is_told(file: Path, override: str, said: str) -> None:
     with pytest.raises(DeepenError, match=said):
         load_recipe(file, [override])
+
+
+@pytest.mark.parametrize("settings", [Recipe, Study])
+def test_every_number_list_and_text_has_bounds(settings: type[Settings]) -> None:
+    schema = settings.model_json_schema()
+    unbounded = [name for name, part in parts(schema) if not bounded(part)]
+    assert {name.rpartition(".")[2] for name in unbounded} <= OPEN
+    assert [name for name, part in parts({"a": {"type": "integer", "minimum": 1}})] == [".a"]
+
+
+def parts(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield all that has a type in a JSON schema, with the keys that lead there."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from parts(part, name)
+    elif isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number", "array", "string"):
+            yield name, schema
+        for key, part in schema.items():
+            inside = key in ("anyOf", "items", "prefixItems", "properties", "$defs")
+            yield from parts(part, name if inside else f"{name}.{key}")
+
+
+def bounded(part: dict[str, Any]) -> bool:
+    """Whether what fits a part of a schema is neither endless nor enormous."""
+    kind = part["type"]
+    least, most = ({"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"})
+    if kind in ("integer", "number"):
+        return bool(least & part.keys()) and bool(most & part.keys())
+    if kind == "string":
+        return bool({"enum", "const", "maxLength"} & part.keys())
+    return "maxItems" in part
+
+
+OPEN = {
+    # Of any size: what is too large diverges, and that is told.
+    *("learning_rate", "grid", "rates"),
+    # What growth checks, of a text file, and three words.
+    *("method", "new_layers", "placement", "per_gap", "separator", "also"),
+}
 
 
 RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if path.name != "study.yaml")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,47 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe: Make) -> None:
     with pytest.raises(DeepenError, match=r"is (nan|inf) at step 2 \(batch 2: sequences \d+, "):
         train(asked, "cpt")
     assert not (Path(asked.output) / "model").exists()
+
+
+def test_a_model_that_the_last_step_broke_is_not_written(recipe: Make) -> None:
+    asked = recipe(
+        learning_rate=1e39, max_steps=1, warmup=0, schedule="constant", max_gradient_norm=0
+    )
+    with pytest.raises(DeepenError, match=r"left values in model\.\S+ that are not finite in BF16"):
+        train(asked, "cpt")
+    assert not (Path(asked.output) / "model").exists()
+    assert not (Path(asked.output) / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "said"),
+    [
+        (
+            {},
+            {"max_steps": 10**7, "batch_size": 10**3, "micro_batch_size": 1},
+            "10,000,000,000 sequences, more than",
+        ),
+        ({}, {"max_tokens": 10**15, "max_steps": None}, "sequences, more than"),
+        (
+            {"sequence_length": 64},
+            {"batch_size": 10**6},
+            r"at least .* GB.* training\.micro_batch_size",
+        ),
+    ],
+)
+def test_what_would_not_fit_is_told_before_it_is_allocated(
+    recipe: Make, data: dict[str, Any], training: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DeepenError, match=said):
+        train(recipe(data, **training), "cpt")
+
+
+def test_adapters_that_the_machine_has_no_memory_for_are_not_made(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9))
+    with pytest.raises(DeepenError, match=r"the device has 1 GB; lower training\.lora\.rank"):
+        train(recipe(lora={"rank": 10**5}), "cpt")
 
 
 def test_the_last_good_checkpoint_is_kept_and_named(

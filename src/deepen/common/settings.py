@@ -18,13 +18,17 @@ from deepen.common.files import write_whole
 
 Tree = dict[str, Any]
 """What a YAML file holds: keys to values, lists and further trees."""
+_MOST_SHOWN = 80
+"""Characters of a value that an error shows."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Settings(BaseModel):
-    """Base of everything that is read from YAML: immutable, and an unknown key is an error."""
+    """Base of what is read from YAML: immutable; unknown keys, infinity and NaN are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -154,7 +158,7 @@ def _parse(text: str, name: str) -> Any:  # noqa: ANN401 (whatever the YAML hold
     """Read YAML text."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, [[[[…
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
@@ -175,9 +179,16 @@ def validate(model_class: type[ModelT], tree: Tree, source_name: str) -> ModelT:
     try:
         return model_class.model_validate(tree)
     except ValidationError as error:
-        # A union reports every branch; the branch that got furthest is the one that was meant.
-        problems = error.errors()
-        meant = max(problems, key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))
+        # A union reports every branch; the branch that got furthest is the one that was meant,
+        # and of those that got as far one whose type fits.
+        meant = max(
+            error.errors(),
+            key=lambda p: (
+                p["type"] == "extra_forbidden",
+                len(p["loc"]),
+                not p["type"].endswith("_type"),
+            ),
+        )
         raise DeepenError(_sentence(model_class, meant, source_name)) from None
 
 
@@ -194,7 +205,9 @@ def _sentence(model_class: type[BaseModel], problem: ErrorDetails, source: str) 
         place = f"{dotted!r} in {source}" if keys else source
         return f"{place} is not usable: {reason}."
     reason = reason[0].lower() + reason[1:]
-    return f"{parent + keys[-1]!r} in {source} cannot be {problem['input']!r}: {reason}."
+    given = repr(problem["input"])
+    given = given if len(given) <= _MOST_SHOWN else f"{given[:_MOST_SHOWN]}…"
+    return f"{parent + keys[-1]!r} in {source} cannot be {given}: {reason}."
 
 
 def _hint(model_class: type[BaseModel], models: list[type[BaseModel]], keys: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ LORA, TOP_BLOCKS, WIDER = "lora", "top-blocks", "wider"
 """Methods of arms that train the base in another way."""
 NOT_GROWN = (BASE, LORA, TOP_BLOCKS, WIDER)
 """Methods of arms that are no deeper than the base."""
+MOST_ARMS = 1000
 PARTS = ("trains", "also", "lora", "neurons")
 """Settings of training that say which part trains: alike in pre-training and fine-tuning."""
 
@@ -25,15 +27,17 @@ class Arm(GrowChoice):
 
     method: str
     """Growth method; or ``base``, the base trained on, ``lora``, ``top-blocks`` or ``wider``."""
-    label: str = ""
+    label: Annotated[str, Field(max_length=1000)] = ""
     """Name in records and report; by default the method and what is said beside it."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings of continual pre-training that are this arm's own, for example a learning rate."""
     fine_tuning: dict[str, Any] = Field(default_factory=dict)
     """Settings of fine-tuning that are this arm's own."""
-    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    replay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     """Share of the sequences that come from the study's old text."""
-    rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=list, max_length=100
+    )
     """Learning rates that the study's search begins with for this arm, instead of its grid."""
 
     @property
@@ -87,11 +91,13 @@ def _written_out(arm: object) -> Iterator[object]:
         yield {"method": arm}
         return
     vary = arm.get("vary") if isinstance(arm, dict) else None
-    lists = isinstance(vary, dict) and vary and all(isinstance(v, list) for v in vary.values())
+    lists = isinstance(vary, dict) and vary and all(v and type(v) is list for v in vary.values())
     if not isinstance(arm, dict) or not lists:
         yield arm
         return
     assert isinstance(vary, dict)
+    if (count := math.prod(map(len, vary.values()))) > MOST_ARMS:
+        raise ValueError(f"vary stands for {count:,} arms, and a study has {MOST_ARMS:,} at most")
     for values in itertools.product(*vary.values()):
         one = copy.deepcopy({key: value for key, value in arm.items() if key != "vary"})
         for dotted, value in zip(vary, values, strict=True):
@@ -99,6 +105,8 @@ def _written_out(arm: object) -> Iterator[object]:
             place = one
             for parent in parents:
                 place = place.setdefault(parent, {})
+                if not isinstance(place, dict):
+                    raise ValueError(f"vary names {dotted!r}, and {parent!r} has no keys")
             place[last] = value
         if one.get("label"):
             one["label"] = f"{one['label']}: {', '.join(map(str, values))}"

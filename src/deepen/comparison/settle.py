@@ -34,7 +34,7 @@ from deepen.records.growth import GrowRecord
 from deepen.training.freeze import trainable
 from deepen.training.recipe import TrainingConfig
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**7)]
 
 
 class LoraOptions(Settings):
@@ -42,7 +42,7 @@ class LoraOptions(Settings):
 
     rank: Count | None = None
     """Rank of the adapters; by default the one that gives them the study's ``parameters``."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """As in a recipe; by default twice the rank."""
     blocks: Count | None = None
     """How many blocks have adapters, from the top; by default all."""

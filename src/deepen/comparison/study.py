@@ -11,17 +11,32 @@ from deepen import methods
 from deepen.base.registry import file_name
 from deepen.common.errors import DeepenError, unknown
 from deepen.common.settings import Settings, Tree, apply_overrides, differences, read_yaml, validate
-from deepen.comparison.arm import BASE, PARTS, Arm, written_out
+from deepen.comparison.arm import BASE, MOST_ARMS, PARTS, Arm, written_out
 from deepen.methods.method import parse_options
 from deepen.records.evaluation import Side
 from deepen.records.study import Role
-from deepen.training.recipe import DataConfig, MixedSource, Recipe, Stage, TrainingConfig
+from deepen.training.recipe import (
+    DataConfig,
+    Length,
+    MixedSource,
+    Name,
+    Recipe,
+    Seed,
+    Sequences,
+    Stage,
+    Tokens,
+    TrainingConfig,
+)
 
 ARMS = "arms"
 """Name of the folder in which arms work."""
 _WHOLE = ("auto", "everything")
-Files = str | list[str]
+_LONGEST_NAME = 200
+"""Bytes of an arm's folder; file systems take 255, and some names get a suffix."""
+Files = Name | Annotated[list[Name], Field(max_length=1000)]
 """One file or several."""
+Names = Annotated[list[Name], Field(max_length=1000)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class EvaluationConfig(Settings):
@@ -34,23 +49,23 @@ class EvaluationConfig(Settings):
     perplexity: Files = Field(default_factory=list)
     """Text files that are neither. The first of all texts also shows what blocks compute, if it is
     plain text."""
-    new_tasks: list[str] = Field(default_factory=list)
+    new_tasks: Names = Field(default_factory=list)
     """lm-evaluation-harness tasks that are to be learned."""
-    old_tasks: list[str] = Field(default_factory=list)
+    old_tasks: Names = Field(default_factory=list)
     """Tasks whose scores are to be kept."""
-    tasks: list[str] = Field(default_factory=list)
+    tasks: Names = Field(default_factory=list)
     """Tasks that are neither."""
-    task_folders: list[str] = Field(default_factory=list)
+    task_folders: Names = Field(default_factory=list)
     """Folders of tasks of your own."""
-    max_tokens: int | None = None
+    max_tokens: Tokens | None = None
     """Tokens of each text file."""
-    sequence_length: int | None = None
+    sequence_length: Length | None = None
     """Tokens that the model sees at once."""
-    batch_size: int = 8
+    batch_size: Sequences = 8
     """Sequences in a forward pass."""
-    limit: int | None = None
+    limit: Count | None = None
     """Examples of each task."""
-    shots: int = 0
+    shots: Annotated[int, Field(ge=0, le=1000)] = 0
     """Examples in the prompt."""
 
     @property
@@ -91,16 +106,16 @@ class RateSearch(Settings):
     Arms that name a rate of their own keep it.
     """
 
-    grid: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    grid: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, max_length=100)
     """Rates that are tried first; in pre-training an arm's own ``rates`` go before them."""
     text: Files
     """Held-out text, or chat rows, that the loss is taken on; not what arms are scored on."""
-    seed: int
+    seed: Seed
     """Seed of the search; not one of the study's."""
-    most: Annotated[int, Field(ge=1)] = 8
+    most: Annotated[int, Field(ge=1, le=100)] = 8
     """How many rates are tried at most: where the best one is the lowest or the highest, the next
     one beyond it follows."""
-    max_tokens: int | None = None
+    max_tokens: Tokens | None = None
     """Tokens of each text; by default as in the evaluation."""
 
 
@@ -119,15 +134,17 @@ class FineTuning(Settings):
 class Study(Settings):
     """Arms × seeds on one budget."""
 
-    title: str | None = None
+    title: Annotated[str, Field(max_length=1000)] | None = None
     """Heading of the report; by default the names of the study's folder and of the base."""
-    base: str
+    base: Name
     """The model that every arm starts from: folder or hub id."""
-    arms: Annotated[list[Arm], BeforeValidator(written_out)] = Field(min_length=1)
+    arms: Annotated[list[Arm], BeforeValidator(written_out)] = Field(
+        min_length=1, max_length=MOST_ARMS
+    )
     """What is compared; the base, trained on, is added in front if it is missing."""
-    new_layers: int | None = None
+    new_layers: Annotated[int, Field(ge=1, le=10**5)] | None = None
     """Number of new blocks; by default what each method's paper does."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1, max_length=100)
     """Seeds of growth, data order and training; arms are paired by seed."""
     data: DataConfig
     """Training data, as in a recipe; the same tokens in the same order for every arm."""
@@ -141,10 +158,10 @@ class Study(Settings):
     budget: Literal["tokens", "flops"] = "tokens"
     """What all arms have alike: the tokens that they train on, or the FLOPs of the reference, so
     that an arm that costs less for a token trains longer."""
-    parameters: Annotated[int, Field(ge=1)] | None = None
+    parameters: Annotated[int, Field(ge=1, le=10**15)] | None = None
     """Parameters that ``lora``, ``top-blocks`` and ``wider`` train, or somewhat fewer; by default
     as many as the first grown arm that trains its new blocks alone."""
-    pairs: list[tuple[str, str]] = Field(default_factory=list)
+    pairs: list[tuple[Name, Name]] = Field(default_factory=list, max_length=10_000)
     """Labels of arms whose differences the report shows first."""
     fine_tuning: FineTuning | None = None
     """What follows it, if anything."""
@@ -155,7 +172,7 @@ class Study(Settings):
     small models, minutes for each arm at 8B."""
     keep: Literal["records", "models"] = "records"
     """Whether the grown and trained models of finished arms are kept, or only what was recorded."""
-    output: str
+    output: Name
     """Folder of the study."""
 
     @property
@@ -265,15 +282,22 @@ def checked(study: Study) -> Study:
                 f"Arm {arm.name!r} replays old text, and the study names none; give it as replay."
             )
         study.recipe(arm, 0, "cpt", study.base, Path(study.output))
+        if study.fine_tuning is not None:
+            study.recipe(arm, 0, "sft", study.base, Path(study.output))
     return study
 
 
 def _check_names(study: Study) -> None:
     """Insist on labels that differ, and on pairs of arms that are there."""
     names = [arm.name for arm in study.all_arms]
-    for name in names:
-        if names.count(name) > 1:
-            raise DeepenError(f"Two arms of the study are called {name!r}; give one a label.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DeepenError(f"Two arms of the study are called {twice[0]!r}; give one a label.")
+    for arm in study.all_arms:
+        if arm.folder in ("", ".", "..") or len(arm.folder.encode()) > _LONGEST_NAME:
+            raise DeepenError(
+                f"Arm {arm.name[:80]!r} has no name that a folder can have; give it a "
+                f"label of letters and digits, {_LONGEST_NAME} at most."
+            )
     folders = [arm.folder.casefold() for arm in study.all_arms]
     for arm, folder in zip(study.all_arms, folders, strict=True):
         if folders.count(folder) > 1:

@@ -2,16 +2,20 @@
 
 from typing import Any
 
+import psutil
 import torch
 
 from deepen.base.checkpoint import FolderSource
 from deepen.base.memory import load_pretrained
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
-from deepen.training.engine.arguments import precision_of
+from deepen.planning.cost import shape_of
+from deepen.planning.partial import lora_parameters
+from deepen.training.engine.arguments import fuses_loss, micro_batches, on_gpu, precision_of
 from deepen.training.engine.checkpointing import checkpoint_blocks
 from deepen.training.freeze import Trains, freeze
-from deepen.training.recipe import DataConfig, TrainingConfig
+from deepen.training.processes import processes
+from deepen.training.recipe import DataConfig, Recipe, Stage, TrainingConfig
 
 
 def check_length(model: Model, data: DataConfig) -> None:
@@ -25,6 +29,38 @@ def check_length(model: Model, data: DataConfig) -> None:
         raise DeepenError(
             f"data.sequence_length={data.sequence_length} is longer than the {positions} positions "
             f"of {model.source.name}; lower it."
+        )
+
+
+def check_memory(model: Model, trains: Trains, recipe: Recipe, stage: Stage) -> None:
+    """Refuse a batch, or adapters, that the device has no memory for whatever else it holds.
+
+    Counted is what no way to train goes without: the input of every block that gradients reach,
+    the logits in float32 unless the loss is fused, and adapters with gradients and two moments.
+
+    Raises:
+        DeepenError: They take more than there is.
+    """
+    training, shape = recipe.training, shape_of(model)
+    micro, _ = micro_batches(training, processes())
+    kept = shape.hidden * max(1, model.depth - lowest_trained(trains, model.depth))
+    number = 2 if precision_of(training) == "bfloat16" else 4
+    logits = 4 * shape.vocabulary if stage == "cpt" and not fuses_loss(training, stage) else 0
+    needed = micro * recipe.data.sequence_length * (number * kept + logits)
+    key = f"training.micro_batch_size (here {micro:,}) or data.sequence_length"
+    if (
+        trains.lora
+        and (
+            adapters := 16 * lora_parameters(model, trains.lora.rank, trains.blocks) // processes()
+        )
+        > needed
+    ):
+        needed, key = adapters, "training.lora.rank"
+    there = torch.cuda.mem_get_info()[1] if on_gpu(training) else psutil.virtual_memory().total
+    if needed > there:
+        raise DeepenError(
+            f"Training {model.source.name} so takes at least {needed / 1e9:,.0f} GB of memory, and "
+            f"the device has {there / 1e9:,.0f} GB; lower {key}."
         )
 
 

@@ -19,6 +19,7 @@ from deepen.base.anatomy.layouts import assemble
 from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
 from deepen.base.folder import portable
 from deepen.base.model import Model
+from deepen.common.errors import DivergedError
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
@@ -52,7 +53,7 @@ def publish(
 
     Raises:
         RuntimeError: A frozen parameter has changed in memory.
-        DeepenError: The disk is too small.
+        DeepenError: The disk is too small, or a trained tensor is no longer finite.
     """
     source = model.source
     assert isinstance(source, FolderSource)
@@ -71,6 +72,7 @@ def publish(
                 trained = trains.includes(model.family, name) or made_of & whole.changed.keys()
                 if after is not None and trained:
                     tensor = after
+                    _check_finite(name, tensor.to(DTYPES[info.dtype]), info.dtype)
                 elif after is not None:
                     _check_unchanged(name, after, tensor)
                 writer.write(name, tensor.to(DTYPES[info.dtype]).contiguous())
@@ -109,6 +111,19 @@ def _check_unchanged(name: str, after: Tensor, stored: Tensor) -> None:
     """Compare a frozen parameter, bit for bit, with the stored one."""
     if not torch.equal(after, stored.to(after.dtype)):
         raise RuntimeError(f"{name} is frozen, but training has changed it")
+
+
+def _check_finite(name: str, stored: Tensor, dtype: str) -> None:
+    """Refuse what the last step, or its rounding to the stored dtype, has made infinite.
+
+    Raises:
+        DivergedError: It has.
+    """
+    if not torch.isfinite(stored).all():
+        raise DivergedError(
+            f"Training has left values in {name} that are not finite in {dtype}; train again with "
+            f"a lower training.learning_rate, or training.save_dtype=float32, into another output."
+        )
 
 
 def _write_side_files(

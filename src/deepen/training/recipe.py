@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deepen.common.errors import DeepenError
 from deepen.common.settings import Settings, apply_overrides, read_yaml, validate
@@ -13,7 +13,35 @@ from deepen.common.settings import Settings, apply_overrides, read_yaml, validat
 Stage = Literal["cpt", "sft"]
 """Continual pre-training or supervised fine-tuning."""
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1e4)]
+"""What a learning rate is multiplied by."""
+MOST_STEPS = 10**7
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Lead = Annotated[float, Field(ge=0, le=MOST_STEPS)]
+"""A share of the steps if below 1, else a number of steps."""
+Sequences = Annotated[int, Field(ge=1, le=10**6)]
+"""Sequences at once."""
+Length = Annotated[int, Field(ge=2, le=10**7)]
+"""Tokens in a sequence; the first cannot be predicted, so that one alone would have no loss."""
+Tokens = Annotated[int, Field(ge=1, le=10**15)]
+Blocks = Annotated[list[Annotated[int, Field(ge=0, lt=10**5)]], Field(max_length=10**5)]
+"""Indices of blocks."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, torch and transformers all take."""
+
+
+def _nameable(name: str) -> str:
+    """Refuse what no file system and no hub takes as a name."""
+    if "\0" in name:
+        raise ValueError("it holds a zero character, which no path and no name has")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_nameable)]
+"""A path, a hub id, or part of either."""
+Paths = Name | Annotated[list[Name], Field(min_length=1, max_length=10**5)]
+"""One or several."""
 
 _STAGE_DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
     "cpt": {"learning_rate": 2e-4, "weight_decay": 0.1},
@@ -27,47 +55,47 @@ class MixedSource(Settings):
     What is not said here is as in the ``data`` that it stands in, ``name`` and ``revision`` apart.
     """
 
-    path: str | list[str]
+    path: Paths
     """Files or folders, or a hub data set's id."""
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of all sequences that come from here; in fine-tuning of all rows."""
-    text_column: str | None = None
+    text_column: Name | None = None
     """Column that holds the text of a document."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the documents of a .txt file."""
-    name: str | None = None
+    name: Name | None = None
     """Configuration of a hub data set."""
-    split: str | None = None
+    split: Name | None = None
     """Split of a hub data set."""
-    revision: str | None = None
+    revision: Name | None = None
     """Branch, tag or commit of a hub data set."""
 
 
 class DataConfig(Settings):
     """Where the training text comes from and how it is cut."""
 
-    path: str | list[str]
+    path: Paths
     """Files or folders (.txt, .jsonl, .ndjson, .csv, .json, .parquet; all but the last two also as
     .gz), or a hub data set's id."""
-    mix: list[MixedSource] = Field(default_factory=list)
+    mix: list[MixedSource] = Field(default_factory=list, max_length=100)
     """Further data, each with its share of the sequences; ``path`` has the rest of them."""
-    sequence_length: Positive = 2048
+    sequence_length: Length = 2048
     """Tokens in a sequence: exactly in pre-training, at most in fine-tuning."""
-    text_column: str = "text"
+    text_column: Name = "text"
     """Column that holds the text of a document."""
     streaming: bool = False
     """Read only as much as the budget needs, through a shuffle buffer, instead of everything."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the documents of a .txt file; without it a file is one document."""
-    name: str | None = None
+    name: Name | None = None
     """Configuration of a hub data set, for example ``sample-10BT``."""
-    split: str = "train"
+    split: Name = "train"
     """Split of a hub data set."""
-    revision: str | None = None
+    revision: Name | None = None
     """Branch, tag or commit of a hub data set."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the data's order; by default the recipe's."""
-    cache: str | None = None
+    cache: Name | None = None
     """Folder for the tokens; by default ``data`` in the run's folder. Arms of a study share one."""
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = "auto"
     """Columns of fine-tuning rows; ``auto`` looks at the first row."""
@@ -75,7 +103,7 @@ class DataConfig(Settings):
     """Fine-tuning: which tokens the loss is taken on."""
     packing: bool = False
     """Fine-tuning: put several short rows into one sequence; they do not see each other."""
-    chat_template: str | None = None
+    chat_template: Name | None = None
     """Fine-tuning: Jinja file to use instead of the tokenizer's own chat template."""
 
     @property
@@ -106,11 +134,11 @@ class LoraConfig(Settings):
     They sit on every linear layer of the chosen blocks, and peft makes them.
     """
 
-    rank: Positive
+    rank: Annotated[int, Field(ge=1, le=10**5)]
     """Rank of every adapter."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """The adapters' product is scaled by alpha / rank; by default alpha is twice the rank."""
-    blocks: Literal["all", "new", "kept"] | list[Annotated[int, Field(ge=0)]] = "all"
+    blocks: Literal["all", "new", "kept"] | Blocks = "all"
     """Which blocks have adapters: all, those that growing added, those that it kept, or a list."""
 
 
@@ -121,62 +149,62 @@ class ProtectConfig(Settings):
     while the model reads the text, so that it hardly changes what the layer computes there.
     """
 
-    path: str | list[str]
+    path: Paths
     """Old text: files or folders, or a hub data set's id, otherwise read as ``data`` is."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of the input's mean square that the protected directions hold."""
-    max_tokens: Positive = 4096
+    max_tokens: Annotated[int, Field(ge=1, le=10**8)] = 4096
     """How much of the text is read, in whole sequences from all over it."""
 
 
 class TrainingConfig(Settings):
     """How to train."""
 
-    max_steps: Positive | None = None
+    max_steps: Steps | None = None
     """Budget as optimizer steps."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """Budget as passes over the data, over ``data.path`` alone in a mixture; 1 if no budget is
     given."""
-    max_tokens: Positive | None = None
+    max_tokens: Tokens | None = None
     """Budget as tokens seen, over all processes."""
-    batch_size: Positive = 64
+    batch_size: Sequences = 64
     """Sequences in an optimizer step, over all processes."""
-    micro_batch_size: Positive | None = None
+    micro_batch_size: Sequences | None = None
     """Sequences in one forward pass of one process; by default all that a process has in a step."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; by default 2e-4 for pre-training and 2e-5 for fine-tuning."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Course of the learning rate after warm-up; ``wsd`` is constant, then falls."""
-    warmup: Annotated[float, Field(ge=0)] = 0.03
+    warmup: Lead = 0.03
     """Warm-up: a share of the steps if below 1, else a number of steps."""
     decay: Share = 0.1
     """Share of the steps in which ``wsd`` falls."""
     min_learning_rate_share: Share = 0.1
     """Where ``cosine`` and ``wsd`` end, as a share of the peak."""
-    output_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    output_rate_factor: Factor = 1.0
     """Factor on the learning rate of what most methods zero: the trained blocks' output
     projections, or the norms behind them."""
-    output_lead: Annotated[float, Field(ge=0)] = 0.0
+    output_lead: Lead = 0.0
     """How long those train alone at the start: a share of the steps if below 1, else a number."""
-    block_rate_decay: Annotated[float, Field(gt=0)] = 1.0
+    block_rate_decay: Factor = 1.0
     """Factor on the learning rate from each trained block to the next one below it; embeddings
     come below the lowest."""
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=100)] | None = None
     """AdamW's, on trained matrices only; by default 0.1 for pre-training, 0 for fine-tuning."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """AdamW's."""
-    max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_gradient_norm: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     """Longer gradients are cut to this length; 0 leaves them."""
-    trains: Literal["auto", "new_blocks", "everything"] | list[Annotated[int, Field(ge=0)]] = "auto"
+    trains: Literal["auto", "new_blocks", "everything"] | Blocks = "auto"
     """``auto`` is what the method's paper trains; or only the new blocks, everything, or a list of
     blocks."""
     also: tuple[Literal["norm", "head", "embeddings"], ...] = ()
     """What else trains beside the blocks; the head of tied embeddings is the embeddings."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and nothing else, whatever ``trains`` says."""
-    neurons: Positive | None = None
+    neurons: Annotated[int, Field(ge=1, le=10**7)] | None = None
     """Train the last so many neurons of every FFN and nothing else, whatever ``trains`` says."""
     protect: ProtectConfig | None = None
     """Old text whose directions no update may touch: in new blocks that write nothing yet those of
@@ -194,17 +222,17 @@ class TrainingConfig(Settings):
     """Recompute activations in the backward pass, from the lowest trained block up."""
     fused_loss: Literal["auto", "off"] = "auto"
     """``auto`` fuses head and loss where a GPU and Liger are present."""
-    save_every: Positive | None = None
+    save_every: Steps | None = None
     """Steps between checkpoints to resume from; by default a tenth of the run, 50 to 500."""
-    log_every: Positive | None = None
+    log_every: Steps | None = None
     """Steps between points of the loss curve; by default 1, more in runs over 2000 steps."""
     keep_checkpoints: bool = False
     """Keep the optimizer's state after the end."""
     save_dtype: Literal["stored", "float32"] = "stored"
     """Dtype of the trained model: the one that the checkpoint was stored in, or float32."""
-    report_to: list[str] | str = "tensorboard"
+    report_to: Name | Annotated[list[Name], Field(max_length=20)] = "tensorboard"
     """Trackers, as transformers names them; ``none`` for none."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Processes that load data, for each training process."""
 
     @model_validator(mode="after")
@@ -226,15 +254,15 @@ class TrainingConfig(Settings):
 class Recipe(Settings):
     """One training run."""
 
-    model: str
+    model: Name
     """Checkpoint folder or hub id."""
     data: DataConfig
     """Training data."""
     training: TrainingConfig = TrainingConfig()
     """How to train."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order and of everything else random."""
-    output: str
+    output: Name
     """Run folder; the trained model goes to its ``model`` folder."""
     stage: Stage | None = None
     """Set in the resolved recipe, which is for this stage alone."""

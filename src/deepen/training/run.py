@@ -21,14 +21,14 @@ from deepen.training.data.packed import load_packed
 from deepen.training.data.rows import local_files
 from deepen.training.data.sources import load_sources, sources
 from deepen.training.data.templates import with_template
-from deepen.training.engine.arguments import micro_batches, precision_of
+from deepen.training.engine.arguments import check_trackers, precision_of
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, adapt, counts, trainable
-from deepen.training.load import check_length, load_module, lowest_trained
-from deepen.training.processes import local_rank, processes, rank
+from deepen.training.load import check_length, check_memory, load_module, lowest_trained
+from deepen.training.processes import local_rank, rank
 from deepen.training.protect import old_text, protect
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
@@ -117,7 +117,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _J
     model = open_model(recipe.model)
     trains = trainable(model.source.config, model.depth, training, model.source.name)
     check_length(model, data)
-    micro_batches(training, processes())
+    check_trackers(training)
+    check_memory(model, trains, recipe, stage)
     below = lowest_trained(trains, model.depth)
     keeps = check_possible(recipe, stage, below)
     tokenizer = model.tokenizer()

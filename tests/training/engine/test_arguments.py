@@ -7,7 +7,7 @@ import pytest
 
 from deepen.common.errors import DeepenError
 from deepen.training import train
-from deepen.training.engine.arguments import arguments, micro_batches
+from deepen.training.engine.arguments import arguments, check_trackers, micro_batches
 from deepen.training.recipe import TrainingConfig
 from runs import Make
 
@@ -28,6 +28,24 @@ def test_what_does_not_divide_is_told(batch: int, micro: int | None, processes: 
     training = TrainingConfig(batch_size=batch, micro_batch_size=micro)
     with pytest.raises(DeepenError, match=f"batch_size={batch} is not a multiple"):
         micro_batches(training, processes)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("wandbb", "Unknown tracker .* did you mean 'wandb'"),
+        (["tensorboard", "none"], "Unknown tracker .* 'none'"),
+        (["neptune"], "tracker 'neptune' .* is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_to_be_had_is_told_before_training(
+    recipe: Make, given: str | list[str], said: str
+) -> None:
+    with pytest.raises(DeepenError, match=said):
+        train(recipe(report_to=given), "cpt")
+    check_trackers(TrainingConfig(report_to="none"))
+    check_trackers(TrainingConfig(report_to=[]))
+    check_trackers(TrainingConfig())
 
 
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])

@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from deepen.common.errors import DeepenError
 from deepen.training.data.mixture import Mixture, turns
 from deepen.training.recipe import TrainingConfig
 
 Lengths = NDArray[np.int64] | int
 """Tokens of each sequence, or of all alike."""
+MOST_SEQUENCES = 10**8
+"""That a run may draw: their order takes gigabytes of memory."""
 
 
 class Order(Sampler[int]):
@@ -26,7 +29,15 @@ class Order(Sampler[int]):
             total: Number of sequences to draw.
             seed: Determines the order together with ``items`` alone, and that inside a source
                 whatever is mixed with it.
+
+        Raises:
+            DeepenError: They are more than a run may draw.
         """
+        if total > MOST_SEQUENCES:
+            raise DeepenError(
+                f"The budget comes to {total:,} sequences, more than the {MOST_SEQUENCES:,} that a "
+                f"run may draw; lower training.max_steps, epochs, max_tokens or batch_size."
+            )
         self.mixture = items if isinstance(items, Mixture) else Mixture.alone(items)
         self._seed = seed
         self.sources = turns(self.mixture.shares, total)

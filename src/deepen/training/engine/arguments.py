@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepen.common.errors import DeepenError
+from deepen.common.errors import DeepenError, unknown
 from deepen.training.recipe import Stage, TrainingConfig
 
 _MOST_POINTS = 2000
@@ -31,7 +31,7 @@ def arguments(
     Raises:
         DeepenError: The batch cannot be divided among the processes.
     """
-    cuda = training.device == "auto" and torch.cuda.is_available()
+    cuda = on_gpu(training)
     beta1, beta2 = training.betas
     log_every = training.log_every or math.ceil(steps / _MOST_POINTS)
     least, most = _STEPS_BETWEEN_SAVES
@@ -99,20 +99,46 @@ def precision_of(training: TrainingConfig) -> str:
     """Return the arithmetic of the passes: ``float32`` or ``bfloat16``."""
     if training.precision != "auto":
         return training.precision
-    cuda = training.device == "auto" and torch.cuda.is_available()
-    return "bfloat16" if cuda else "float32"
+    return "bfloat16" if on_gpu(training) else "float32"
+
+
+def on_gpu(training: TrainingConfig) -> bool:
+    """Whether a GPU trains."""
+    return training.device == "auto" and torch.cuda.is_available()
 
 
 def fuses_loss(training: TrainingConfig, stage: Stage) -> bool:
     """Whether Liger fuses head and loss; TRL's engine has a fused head of its own."""
     present = torch.cuda.is_available() and find_spec("liger_kernel") is not None
-    on_gpu = training.device == "auto" and training.fused_loss == "auto"
-    return stage == "cpt" and present and on_gpu
+    return stage == "cpt" and present and on_gpu(training) and training.fused_loss == "auto"
 
 
 def tensorboard(training: TrainingConfig) -> bool:
     """Whether to write for TensorBoard."""
     return "tensorboard" in _listed(training) and find_spec("tensorboard") is not None
+
+
+def check_trackers(training: TrainingConfig) -> None:
+    """Refuse trackers that transformers does not know or cannot reach.
+
+    Raises:
+        DeepenError: One is unknown, or its package is missing.
+    """
+    from transformers.integrations import integration_utils
+
+    known, alone = [*integration_utils.INTEGRATION_TO_CALLBACK], ("all", "none")
+    there = integration_utils.get_available_reporting_integrations()
+    given = _listed(training)
+    for name in given:
+        if name not in known and (name not in alone or len(given) > 1):
+            raise unknown("tracker (training.report_to)", name, [*known, *alone])
+        # transformers asks elsewhere whether flyte is there; TensorBoard is left out where it is
+        # not, since nobody has to ask for it.
+        if name not in (*there, *alone, "flyte", "tensorboard"):
+            raise DeepenError(
+                f"The package of tracker {name!r} (training.report_to) is not installed; install "
+                f"it, or set training.report_to to none."
+            )
 
 
 def _listed(training: TrainingConfig) -> list[str]:
