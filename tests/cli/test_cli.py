@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from deepen import cli
+from deepen.base.model import open_model
 from deepen.records.growth import GrowRequest
 
 
@@ -38,6 +39,26 @@ def test_the_main_job(capsys, llama, tmp_path):
     code, out, _ = run(capsys, "inspect", tmp_path / "grown")
     assert code == 0
     assert "step 1: opt-deus, 2|3 at t = 0.5" in out
+
+
+def test_a_model_grows_in_width_instead(capsys, llama, tmp_path):
+    code, out, _ = run(capsys, "widen", llama, tmp_path / "wider", "--neurons", "3")
+    assert code == 0
+    assert "by neurons: 3" in out
+    assert "pass  computes what the base computes" in out
+    code, out, _ = run(capsys, "widen", llama, tmp_path / "as", "--as-new-layers", "2", "--json")
+    assert code == 0
+    base = open_model(llama)
+    budget, record = 2 * base.parameters_of(0), json.loads(out)
+    each = record["new_parameters"] // record["neurons"]
+    assert budget - each < record["new_parameters"] <= budget
+    for wrong in ([], ["--neurons", "3", "--as-new-layers", "2"]):
+        code, _, err = run(capsys, "widen", llama, tmp_path / "none", *wrong)
+        assert (code, err) == (
+            2,
+            "error: Say how much wider: either --neurons N or --as-new-layers N.\n",
+        )
+        assert not (tmp_path / "none").exists()
 
 
 def test_new_blocks_come_off_and_go_on(capsys, llama, tmp_path):

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from deepen.cli import bases, growing, parts, training
+from deepen.cli import bases, growing, parts, training, widening
 from deepen.common.errors import DeepenError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(bases.fetch)
 app.command("import")(bases.import_gguf)
 app.command()(growing.plan)
 app.command()(growing.grow)
+app.command()(widening.widen)
 app.command()(growing.verify)
 app.command()(growing.inspect)
 app.command()(growing.methods)
