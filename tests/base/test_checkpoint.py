@@ -1,7 +1,9 @@
 """Reading bases: both formats, and everything that can be wrong with a folder."""
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,8 +151,8 @@ BROKEN = {
         lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}),
         r"quantised \(gptq\)",
     ),
-    "FP8": (lambda f: retype(f, torch.float8_e4m3fn), "stored as torch.float8_e4m3fn"),
-    "integers": (lambda f: retype(f, torch.int32), "stored as torch.int32"),
+    "FP8": (lambda f: retype(f, torch.float8_e4m3fn), "stored as F8_E4M3"),
+    "integers": (lambda f: retype(f, torch.int32), "stored as I32"),
     "custom code": (
         lambda f: edit_config(f, model_type="nonesuch", auto_map={"AutoModel": "x.Y"}),
         "asks for custom code",
@@ -184,3 +186,96 @@ def test_an_untied_head_must_be_there(copy):
     save_file(tensors, copy / "model.safetensors")
     with pytest.raises(DeepenError, match=r"lacks tensor 'lm_head.weight'"):
         open_model(copy)
+
+
+HOSTILE = {
+    "nested config": (
+        lambda f: (f / "config.json").write_text('{"a": ' + "[" * 9_000 + "]" * 9_000 + "}"),
+        "levels deep",
+    ),
+    "model_type a list": (lambda f: edit_config(f, model_type=["llama"]), "model_type .* no text"),
+    "a billion blocks": (lambda f: edit_config(f, num_hidden_layers=10**9), "no model has more"),
+    "a billion labels": (lambda f: edit_config(f, num_labels=10**9), "'num_labels' .* 1000000000"),
+    "heads of a billion": (lambda f: edit_config(f, head_dim=10**9), "'head_dim' .* 1000000000"),
+    "a number of no computer": (lambda f: edit_config(f, rope_theta=10**30), "'rope_theta'"),
+    "nested number": (
+        lambda f: edit_config(f, rope_parameters={"original_max_position_embeddings": 10**12}),
+        "'original_max_position_embeddings'",
+    ),
+    "config of UTF-16": (
+        lambda f: (f / "config.json").write_bytes("{}".encode("utf-16")),
+        "not UTF-8",
+    ),
+    "a pipe": (lambda f: os.mkfifo(f / "tokenizer.json"), "no regular file"),
+    "a device": (lambda f: (f / "chat_template.jinja").symlink_to("/dev/zero"), "no regular file"),
+    "a huge text": (
+        lambda f: ((f / "vocab.json").touch(), os.truncate(f / "vocab.json", 2**40)),
+        "larger than",
+    ),
+    "nested index": (
+        lambda f: (
+            bare(f),
+            (f / "model.safetensors.index.json").write_text("[" * 9_000 + "]" * 9_000),
+        ),
+        "levels deep",
+    ),
+}
+
+
+def bare(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_would_hang_or_take_all_memory_is_refused(case, copy):
+    spoil, sentence = HOSTILE[case]
+    (copy / "tokenizer.json").unlink(missing_ok=True)
+    spoil(copy)
+    with pytest.raises(DeepenError, match=sentence) as raised:
+        open_model(copy)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_byte_order_mark_is_no_mistake(copy):
+    file = copy / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert open_model(copy).depth == 6
+
+
+ONES = torch.ones(2, 2)
+PICKLES = {
+    "a tensor": (ONES, "holds a Tensor and no state dict"),
+    "a list": ([ONES], "holds a list"),
+    "nothing": (None, "holds a NoneType"),
+    "numbers as names": ({3: ONES}, "under 3, which is no name"),
+    "sparse": ({"a": ONES.to_sparse()}, "in a form"),
+    "meta": ({"a": ONES.to("meta")}, "in a form"),
+    "more numbers than it has": ({"a": torch.ones(1).expand(2**40)}, "fewer numbers"),
+    "complex": ({"a": torch.ones(2, dtype=torch.complex64)}, "complex64"),
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_a_bin_file_that_is_no_state_dict_is_told(case, copy):
+    bare(copy)
+    content, sentence = PICKLES[case]
+    torch.save(content, copy / "pytorch_model.bin")
+    with pytest.raises(DeepenError, match=sentence) as raised:
+        open_model(copy)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_bin_file_with_flipped_bytes_is_told_or_reads(copy, zipped):
+    tensors = load_file(copy / "model.safetensors")
+    bare(copy)
+    file = copy / "pytorch_model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(whole) // 20, (40,), generator=generator).tolist():
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(DeepenError):
+            source = open_model(copy).source
+            for name in source.infos:
+                source.load(name)

@@ -6,9 +6,8 @@ a whole model never holds more of it in memory than the caller keeps.
 
 import functools
 import hashlib
-import json
 import math
-import pickle
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from deepen.base.folder import (
     refuse_wrapped,
     remarks,
 )
+from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _FINGERPRINT_BYTES = 65536
 _HEAD = "lm_head.weight"
+_COUNTS = re.compile("layers?(_|$)|labels|blocks|depth|period|interval")
+"""Keys of config.json that count what transformers lists one by one."""
+_SIZES = re.compile("size|dim|heads|experts|rank|groups|positions?|inner|embd|model|ffn|state|len")
+"""Keys that say how large tensors are."""
+_MOST_COUNTED, _MOST_SIZE, _MOST_INTEGER = 10_000, 2**27, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -143,11 +148,16 @@ def info_of(tensor: Tensor, name: str) -> TensorInfo:
         DeepenError: Its dtype is not one that can be grown.
     """
     if tensor.dtype not in _DTYPE_NAMES:
-        raise DeepenError(
-            f"Tensor {name!r} is stored as {tensor.dtype}, which deepen cannot compute with; "
-            f"give it an unquantised checkpoint ({', '.join(FLOATS)})."
-        )
+        raise _no_weight(name, tensor.dtype)
     return TensorInfo(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def _no_weight(name: str, dtype: object) -> DeepenError:
+    """Make the error for a tensor that nothing can be computed with."""
+    return DeepenError(
+        f"Tensor {name!r} is stored as {dtype}, which deepen cannot compute with; "
+        f"give it an unquantised checkpoint ({', '.join(FLOATS)})."
+    )
 
 
 class ModuleSource(Source):
@@ -268,7 +278,7 @@ class FolderSource(Source):
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
                 part = handle.get_slice(name)
                 if part.get_dtype() not in DTYPES:
-                    info_of(handle.get_tensor(name), name)
+                    raise _no_weight(name, part.get_dtype())
                 infos[name] = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
         return infos
 
@@ -284,12 +294,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise refusal(folder) or DeepenError(
             f"Folder {str(folder)!r} has no config.json; it is not a Hugging Face checkpoint."
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DeepenError(f"{str(file)!r} is not valid JSON ({error}); correct it.") from None
+    config = read_json(file)
     if not isinstance(config, dict):
         raise DeepenError(f"{str(file)!r} does not hold a JSON object; it is not a model's config.")
+    _check_numbers(config, str(file))
+    if not isinstance(config.get("model_type"), str | None):
+        raise DeepenError(f"model_type in {str(file)!r} is no text; correct it.")
     if quantization := config.get("quantization_config"):
         method = (
             quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else ""
@@ -304,6 +314,27 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"transformers loads by itself."
         )
     return config
+
+
+def _check_numbers(value: Any, file: str, key: str = "") -> None:  # noqa: ANN401 (JSON)
+    """Refuse sizes that no model has, for which transformers would take all memory.
+
+    Raises:
+        DeepenError: There is one.
+    """
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _check_numbers(entry, file, name)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_numbers(entry, file, key)
+    elif isinstance(value, int):
+        counts, sizes = _COUNTS.search(key), _SIZES.search(key)
+        most = _MOST_COUNTED if counts else _MOST_SIZE if sizes else _MOST_INTEGER
+        if abs(value) > most:
+            raise DeepenError(
+                f"{key!r} in {file!r} is {value}, and no model has more than {most:,}; correct it."
+            )
 
 
 def _is_native(config: Mapping[str, Any]) -> bool:
@@ -330,12 +361,39 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # written by torch < 1.6: not a zip file, so it cannot be mapped
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever a damaged file makes of torch's reader
+        reason = " ".join((str(error).splitlines() or [""])[0].split())[:200]
         raise DeepenError(
-            f"{str(file)!r} is damaged or holds more than weights ({reason}); fetch it again."
+            f"{str(file)!r} is damaged or holds more than weights "
+            f"({reason or type(error).__name__}); fetch it again."
         ) from None
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not isinstance(content, Mapping):
+        raise DeepenError(
+            f"{str(file)!r} holds a {type(content).__name__} and no state dict, tensors by name; "
+            f"save `model.state_dict()` with torch, or the model with save_pretrained."
+        )
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        _check_pickled(file, name, tensor)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _check_pickled(file: Path, name: object, tensor: Tensor) -> None:
+    """Refuse a tensor that is not what a checkpoint holds: a name, and each number in memory.
+
+    Raises:
+        DeepenError: It is.
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not isinstance(name, str):
+        wrong = f"a tensor under {name!r}, which is no name"
+    elif not plain or tensor.is_quantized or tensor.is_neg():
+        wrong = f"{name!r} in a form ({tensor.layout}, {tensor.device.type}) that is no weight's"
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        wrong = f"{name!r} of shape {list(tensor.shape)} with fewer numbers than that"
+    else:
+        return
+    raise DeepenError(f"{str(file)!r} holds {wrong}; save the model anew with save_pretrained.")
 
 
 def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ Nothing is opened here but JSON. Folders collect things: a fine-tune saved into 
 leaves an old index and its shards there, a training run an adapter, a download a GGUF file.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepen.common.bounded import MOST_BYTES, read_json
 from deepen.common.errors import DeepenError
 
 WEIGHTS = (
@@ -24,6 +24,7 @@ WEIGHTS = (
 ADAPTER = "adapter_config.json"
 """What peft calls the config of an adapter."""
 
+_TEXTS = (".json", ".txt", ".md", ".jinja", ".model", ".tiktoken")
 _EXPLICIT = "transformers_weights"
 _LEFT_OUT = ("auto_map", _EXPLICIT)
 _INDEX = ".index.json"
@@ -66,9 +67,20 @@ def check_folder(folder: Path) -> None:
     """Refuse what is no folder.
 
     Raises:
-        DeepenError: It is a file, or not there.
+        DeepenError: It is a file, or not there, or holds what libraries would read forever: a pipe,
+            a device, a text of gigabytes.
     """
     if folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise DeepenError(
+                    f"{str(file)!r} is no regular file; remove it from the checkpoint's folder."
+                )
+            if file.suffix in _TEXTS and file.stat().st_size > MOST_BYTES:
+                raise DeepenError(
+                    f"{str(file)!r} is larger than {MOST_BYTES:,} bytes, which no such file is; "
+                    f"check what it is."
+                )
         return
     if folder.suffix.lower() == ".gguf":
         if not folder.is_file():
@@ -134,10 +146,10 @@ def _named_by(config: Mapping[str, Any]) -> str | None:
 def _read_index(index: Path) -> dict[str, str]:
     """Read a shard index: tensor name → file."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         if weight_map and all(isinstance(file, str) for file in weight_map.values()):
             return dict(weight_map)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         pass
     raise DeepenError(f"{str(index)!r} is not a shard index with a weight_map; fetch it again.")
 
@@ -224,8 +236,8 @@ def _import(file: Path) -> str:
 def _base_of(config: Path) -> str:
     """Say what an adapter's config names as its base, if it does."""
     try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError, OSError):
+        base = read_json(config)["base_model_name_or_path"]
+    except (DeepenError, KeyError, TypeError):
         return ""
     return f" of {base!r}" if isinstance(base, str) and base else ""
 

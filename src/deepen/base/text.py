@@ -1,10 +1,10 @@
 """Text as a model's tokens: its tokenizer, and a short text to read when none is given."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepen.base.checkpoint import FolderSource, Source
+from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
 def tokenizer_code(folder: Path) -> str | None:
     """Return the class that tokenizer_config.json asks custom code for, ``file.Class``."""
     try:
-        content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "tokenizer_config.json")
         named = content["auto_map"]
         classes = named["AutoTokenizer"] if isinstance(named, dict) else named
-    except (ValueError, KeyError, TypeError, OSError):
+    except (DeepenError, KeyError, TypeError):
         return None
     listed = classes if isinstance(classes, list) else [classes]
     return next((entry for entry in reversed(listed) if isinstance(entry, str)), None)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from deepen.common.bounded import MOST_DIGITS, MOST_LEVELS, read_text, too_deep
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
 
@@ -21,6 +22,10 @@ Tree = dict[str, Any]
 _MOST_SHOWN = 80
 """Characters of a value that an error shows."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_MOST_BYTES, _MOST_PARTS = 2**20, 10_000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_TEXT = "tag:yaml.org,2002:str"
 
 
 class Settings(BaseModel):
@@ -32,7 +37,15 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """YAML with 1e-3 as a number, as in YAML 1.2, and without silently repeated keys."""
+    """YAML with 1e-3 as a number, as in YAML 1.2, and without silently repeated keys.
+
+    A date is a text: nothing here asks for one.
+    """
+
+    yaml_implicit_resolvers: typing.ClassVar = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -70,15 +83,10 @@ def read_yaml(path: str | Path) -> Tree:
     Raises:
         DeepenError: It is missing, not YAML, or not keys and values.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DeepenError(f"{str(file)!r} cannot be read ({reason}); check the path.") from None
-    tree = _parse(text, repr(str(file)))
+    name = repr(str(path))
+    tree = _parse(read_text(path, _MOST_BYTES), name)
     if not isinstance(tree, dict):
-        raise DeepenError(f"{str(file)!r} holds no keys and values; see examples/ for the form.")
+        raise DeepenError(f"{name} holds no keys and values; see examples/ for the form.")
     return tree
 
 
@@ -103,12 +111,14 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     for override in overrides:
         dotted, equals, text = override.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MOST_LEVELS:
             raise DeepenError(
-                f"Override {override!r} is not of the form key=value, for example "
+                f"Override {_shortened(override)} is not of the form key=value, for example "
                 f"training.learning_rate=1e-4."
             )
-        _assign(changed, keys, _parse(text, f"the value of override {override!r}"), override)
+        _assign(
+            changed, keys, _parse(text, f"the value of override {_shortened(override)}"), override
+        )
     return changed
 
 
@@ -117,7 +127,7 @@ def _assign(tree: Tree, keys: Sequence[str], value: object, override: str) -> No
     place: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
-        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+        if isinstance(place, list) and re.fullmatch(r"\d{1,9}", key) and int(key) < len(place):
             step: Any = int(key)
         elif isinstance(place, dict):
             step = key
@@ -125,7 +135,8 @@ def _assign(tree: Tree, keys: Sequence[str], value: object, override: str) -> No
                 place[key] = {}
         else:
             raise DeepenError(
-                f"Override {override!r} does not fit: {'.'.join(keys[:depth])!r} has no {key!r}."
+                f"Override {_shortened(override)} does not fit: "
+                f"{_shortened('.'.join(keys[:depth]))} has no {_shortened(key)}."
             )
         if last:
             place[step] = value
@@ -157,12 +168,67 @@ def differences(
 def _parse(text: str, name: str) -> Any:  # noqa: ANN401 (whatever the YAML holds)
     """Read YAML text."""
     try:
+        _check_bounds(text, name)
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13, [[[[…
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise DeepenError(f"YAML cannot read {name} ({problem}{where}); correct it.") from None
+    except (ValueError, OverflowError):
+        raise DeepenError(f"YAML cannot read {name} (a bad number); correct it.") from None
+
+
+def _check_bounds(text: str, name: str) -> None:
+    """Refuse YAML that would take all memory, or that asks for more than texts and numbers.
+
+    Aliases count as often as what they name: nine lines of nine of them are a billion parts.
+
+    Raises:
+        DeepenError: It is nested too deep, or has too many parts.
+        yaml.YAMLError: A number is too long, or a value has a tag.
+    """
+    sizes: dict[str | None, int] = {}  # anchor → parts
+    named, open_ones = [], [0]  # anchors and parts of what is open
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in named:
+                raise yaml.MarkedYAMLError(None, None, "an alias of itself", event.start_mark)
+            open_ones[-1] += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            _check_scalar(event)
+            sizes[event.anchor] = 1
+            open_ones[-1] += 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            _check_tag(event)
+            named.append(event.anchor)
+            open_ones.append(1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            sizes[named.pop()] = parts = open_ones.pop()
+            open_ones[-1] += parts
+        if len(open_ones) > MOST_LEVELS:
+            raise too_deep(name)
+        if sum(open_ones) > _MOST_PARTS:
+            raise DeepenError(f"{name} has more than {_MOST_PARTS:,} parts; check what it is.")
+
+
+def _check_scalar(event: yaml.ScalarEvent) -> None:
+    """Refuse a value with a tag, and a number that is too long."""
+    _check_tag(event)
+    if len(event.value) > MOST_DIGITS and event.implicit[0]:
+        tag = _Loader("").resolve(yaml.ScalarNode, event.value, event.implicit)
+        if tag in _NUMBERS:
+            raise yaml.MarkedYAMLError(
+                None, None, f"a number of {len(event.value):,} digits", event.start_mark
+            )
+
+
+def _check_tag(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
+    """Refuse a tag other than a text's: a value says itself what it is."""
+    if event.tag not in (None, "!", _TEXT):
+        raise yaml.MarkedYAMLError(
+            None, None, f"tags such as {event.tag!r} are not read", event.start_mark
+        )
 
 
 def validate(model_class: type[ModelT], tree: Tree, source_name: str) -> ModelT:
@@ -205,8 +271,7 @@ def _sentence(model_class: type[BaseModel], problem: ErrorDetails, source: str) 
         place = f"{dotted!r} in {source}" if keys else source
         return f"{place} is not usable: {reason}."
     reason = reason[0].lower() + reason[1:]
-    given = repr(problem["input"])
-    given = given if len(given) <= _MOST_SHOWN else f"{given[:_MOST_SHOWN]}…"
+    given = _shortened(problem["input"])
     return f"{parent + keys[-1]!r} in {source} cannot be {given}: {reason}."
 
 
