@@ -26,6 +26,7 @@ from deepen.base.folder import (
     refuse_wrapped,
     remarks,
 )
+from deepen.base.pickled import read_pickle
 from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 
@@ -247,7 +248,7 @@ class FolderSource(Source):
         """Map one ``.bin`` file, keeping only the latest in reach."""
         if self._pickled is None or self._pickled[0] != file.name:
             self._pickled = None
-            self._pickled = (file.name, _read_pickle(file))
+            self._pickled = (file.name, read_pickle(file))
         return self._pickled[1]
 
     def _read_infos(self, weights: WeightFiles) -> dict[str, TensorInfo]:
@@ -352,48 +353,6 @@ def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is 
         raise DeepenError(
             f"{str(file)!r} is truncated or damaged ({error}); fetch it again."
         ) from None
-
-
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """Read a ``.bin`` file without running code from it, mapped from disk if its format allows."""
-    try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # written by torch < 1.6: not a zip file, so it cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes of torch's reader
-        reason = " ".join((str(error).splitlines() or [""])[0].split())[:200]
-        raise DeepenError(
-            f"{str(file)!r} is damaged or holds more than weights "
-            f"({reason or type(error).__name__}); fetch it again."
-        ) from None
-    if not isinstance(content, Mapping):
-        raise DeepenError(
-            f"{str(file)!r} holds a {type(content).__name__} and no state dict, tensors by name; "
-            f"save `model.state_dict()` with torch, or the model with save_pretrained."
-        )
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    for name, tensor in tensors.items():
-        _check_pickled(file, name, tensor)
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def _check_pickled(file: Path, name: object, tensor: Tensor) -> None:
-    """Refuse a tensor that is not what a checkpoint holds: a name, and each number in memory.
-
-    Raises:
-        DeepenError: It is.
-    """
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not isinstance(name, str):
-        wrong = f"a tensor under {name!r}, which is no name"
-    elif not plain or tensor.is_quantized or tensor.is_neg():
-        wrong = f"{name!r} in a form ({tensor.layout}, {tensor.device.type}) that is no weight's"
-    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        wrong = f"{name!r} of shape {list(tensor.shape)} with fewer numbers than that"
-    else:
-        return
-    raise DeepenError(f"{str(file)!r} holds {wrong}; save the model anew with save_pretrained.")
 
 
 def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -275,6 +275,12 @@ def _sentence(model_class: type[BaseModel], problem: ErrorDetails, source: str) 
     return f"{parent + keys[-1]!r} in {source} cannot be {given}: {reason}."
 
 
+def _shortened(value: object) -> str:
+    """Show a value, but not all of a long one."""
+    shown = repr(value)
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
+
+
 def _hint(model_class: type[BaseModel], models: list[type[BaseModel]], keys: list[str]) -> str:
     """Name the valid key that an unknown one may have meant."""
     known = list(dict.fromkeys(name for model in models for name in model.model_fields))
