@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from deepen.common.errors import DeepenError
 from deepen.common.settings import write_yaml
 from deepen.training import train
 from runs import Interrupted, Make, interrupted, losses
@@ -54,11 +55,49 @@ def test_a_half_written_checkpoint_is_passed_over(recipe: Make) -> None:
         train(recipe(), "cpt", progress=progress)
     checkpoints = Path(recipe().output) / "checkpoints"
     last = checkpoints / "checkpoint-4"
-    (last / "complete").unlink()
+    (last / "complete.json").unlink()
     (last / "optimizer.pt").write_bytes(b"half")
     record = train(recipe(), "cpt")
     assert record.resumed_from_step == 2
     assert losses(record) == losses(expected)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(recipe: Make) -> None:
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("cpt") and share >= 5 / 6:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(recipe(), "cpt", progress=progress)
+    checkpoints = Path(recipe().output) / "checkpoints"
+    (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
+    told: list[str] = []
+    record = train(recipe(), "cpt", tell=told.append)
+    assert "Passing over checkpoint-4, which is damaged: optimizer.pt is missing." in told
+    assert record.resumed_from_step == 2
+    assert losses(record) == losses(train(recipe(output="whole"), "cpt"))
+
+
+def test_a_second_run_on_one_output_is_refused_while_the_first_one_runs(recipe: Make) -> None:
+    refused: list[str] = []
+
+    def progress(stage: str, share: float) -> None:
+        if stage.startswith("cpt") and not refused:
+            with pytest.raises(DeepenError) as refusal:
+                train(recipe(), "cpt", resume=False)
+            refused.append(str(refusal.value))
+
+    record = train(recipe(), "cpt", progress=progress)
+    assert "Another run" in refused[0]
+    assert train(recipe(), "cpt").curve == record.curve
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"stage": "cpt"}'])
+def test_a_damaged_record_is_one_sentence(recipe: Make, content: str) -> None:
+    train(recipe(max_steps=1), "cpt")
+    (Path(recipe().output) / "record.json").write_text(content)
+    with pytest.raises(DeepenError, match=r"record.json' is damaged .* without resuming"):
+        train(recipe(max_steps=1), "cpt")
 
 
 def test_a_run_killed_after_its_last_step_is_finished(recipe: Make) -> None:

@@ -9,16 +9,17 @@ from types import MappingProxyType
 from deepen.alignment.measure import align
 from deepen.base.hub import open_checkpoint
 from deepen.common.errors import DeepenError
-from deepen.common.files import write_whole
+from deepen.common.files import make_folders, write_whole
 from deepen.common.progress import Progress
 from deepen.comparison.arm import Arm
-from deepen.comparison.making import Made, make
+from deepen.comparison.making import REMEDY, Made, make
 from deepen.comparison.study import EvaluationConfig, Study
 from deepen.evaluation.evaluate import evaluate
 from deepen.evaluation.trunk import TrunkStates
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import GrowRecord
+from deepen.records.record import read_record
 from deepen.records.study import ArmRecord
 from deepen.records.training import TrainRecord
 from deepen.training.recipe import Stage
@@ -50,7 +51,7 @@ def run_arm(
         RuntimeError: A grown model is not what it claims.
     """
     folder = study.arm_folder(arm, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     made = make(study, arm, seed, folder, progress)
     aligned = None if made.grow is None else _align(study, made.grow, folder, progress)
     before = _before(study, made, seed, progress)
@@ -93,7 +94,7 @@ def _before(study: Study, made: Made, seed: int, progress: Progress) -> EvalReco
     draws = seed if study.evaluation.sides_of_tasks else None
     key = hashlib.sha256(json.dumps([scored.fingerprint, draws]).encode()).hexdigest()[:16]
     kept = Path(study.output) / SCORES / f"{key}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(kept.parent)
     record = _score(study.evaluation, where, seed, kept, progress)
     own = {"model": source.name, "fingerprint": source.fingerprint, "seed": seed}
     return record.model_copy(update=own)
@@ -108,7 +109,7 @@ def _align(
         return None
     kept, model, text = folder / _ALIGNED, folder / "grown", study.evaluation.calibration
     if kept.is_file():
-        return AlignmentRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+        return read_record(AlignmentRecord, kept, REMEDY)
     try:
         record = align(model, calibration=text, progress=progress)
     except DeepenError:
@@ -143,7 +144,7 @@ def _score(
 ) -> EvalRecord:
     """Evaluate a model, unless an interrupted run has."""
     if kept.is_file():
-        return EvalRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+        return read_record(EvalRecord, kept, REMEDY)
     sides = config.sides_of_tasks
     record = evaluate(
         model,

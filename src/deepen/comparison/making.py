@@ -10,9 +10,12 @@ from deepen.comparison.study import Study
 from deepen.growth.grow import grow
 from deepen.growth.widen import widen
 from deepen.records.growth import GrowRecord
+from deepen.records.record import read_record
 from deepen.records.verification import VerifyRecord
 from deepen.verification.verify import verify
 
+REMEDY = "delete it and run the same command again, which makes it anew"
+"""For what an arm keeps on its way."""
 _GROWN = "grown.json"
 
 
@@ -66,7 +69,7 @@ def _grow(study: Study, arm: Arm, seed: int, folder: Path, progress: Progress) -
     """Grow the arm's model."""
     kept = folder / _GROWN
     if kept.is_file():
-        return GrowRecord.model_validate_json(kept.read_text(encoding="utf-8"))
+        return read_record(GrowRecord, kept, REMEDY)
     request, out = arm.request(study.new_layers, seed), folder / "grown"
     record = grow(study.base, out, request, overwrite=True, progress=progress)
     write_whole(kept, record.model_dump_json())

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from deepen.common.errors import DivergedError
-from deepen.common.files import write_whole
+from deepen.common.errors import DeepenError, DivergedError
+from deepen.common.files import make_folders, write_whole
 from deepen.common.progress import Progress
 from deepen.comparison.arm import Arm
 from deepen.comparison.arms import trunk_below
-from deepen.comparison.making import make
+from deepen.comparison.making import REMEDY, make
 from deepen.comparison.study import RateSearch, Study, listed
 from deepen.evaluation.evaluate import evaluate
 from deepen.training.recipe import Recipe, Stage
@@ -19,6 +19,7 @@ from deepen.training.run import train
 Losses = Mapping[float, float | None]
 """Learning rate → loss in nats per token; ``None`` where training diverged."""
 
+_DIVERGED = "diverged"
 SEARCH = "search"
 """Name of the folder in which rates are tried."""
 
@@ -52,7 +53,7 @@ def search(
     asked = study.rate_search(stage)
     assert asked is not None
     folder = Path(study.output) / SEARCH / arm.folder / stage
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     model = make(study, arm, asked.seed, folder, progress).model
     if stage == "sft":
         run = folder / "cpt"
@@ -106,8 +107,11 @@ def _loss_at(
     run = Path(recipe.output)
     kept = run.with_name(f"{run.name}.txt")
     if kept.is_file():
-        text = kept.read_text(encoding="utf-8")
-        return None if text == "diverged" else float(text)
+        text = kept.read_text(encoding="utf-8", errors="replace")
+        try:
+            return None if text == _DIVERGED else float(text)
+        except ValueError:
+            raise DeepenError(f"{str(kept)!r} holds no loss; {REMEDY}.") from None
     try:
         trained = train(recipe, stage, progress=progress)
         found = evaluate(
@@ -123,5 +127,5 @@ def _loss_at(
     except DivergedError:
         loss = None
     shutil.rmtree(run, ignore_errors=True)
-    write_whole(kept, "diverged" if loss is None else repr(loss))
+    write_whole(kept, _DIVERGED if loss is None else repr(loss))
     return loss

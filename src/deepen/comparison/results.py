@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from deepen.common.errors import DeepenError
+from deepen.records.record import parse, read_record
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.training.recipe import Stage
 
@@ -15,7 +15,7 @@ RATES: Mapping[Stage, str] = {"cpt": "rates.json", "sft": "fine-tuning-rates.jso
 """Stage → file with what the search for its learning rates found."""
 
 _RATES = TypeAdapter(dict[str, dict[str, float | None]])
-RecordT = TypeVar("RecordT", bound=BaseModel)
+_REMEDY = "give the study another output and run it again"
 
 
 def read_records(folder: Path) -> list[ArmRecord]:
@@ -26,7 +26,7 @@ def read_records(folder: Path) -> list[ArmRecord]:
     """
     file = folder / RECORDS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [_parse(ArmRecord, line, file) for line in lines]
+    return [parse(ArmRecord, line, file, _REMEDY) for line in lines]
 
 
 def read_rates(folder: Path, stage: Stage = "cpt") -> dict[str, dict[str, float | None]]:
@@ -61,17 +61,4 @@ def read_study(folder: Path) -> tuple[list[ArmRecord], StudySummary]:
     records, file = read_records(folder), folder / SUMMARY
     if not records:
         raise DeepenError(f"{str(folder / RECORDS)!r} has no line yet; wait for the first arm.")
-    return records, _parse(StudySummary, file.read_text(encoding="utf-8"), file)
-
-
-def _parse(schema: type[RecordT], text: str, file: Path) -> RecordT:
-    """Read one record."""
-    try:
-        return schema.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise DeepenError(
-            f"{str(file)!r} is damaged or of another version of deepen "
-            f"({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
-            f"give the study another output and run it again."
-        ) from None
+    return records, read_record(StudySummary, file, _REMEDY)

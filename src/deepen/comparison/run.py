@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
-from deepen.common.files import write_whole
+from deepen.common.files import make_folders, write_whole
+from deepen.common.lock import locked
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import read_yaml, write_yaml
 from deepen.common.system import versions
@@ -54,13 +55,21 @@ def compare(
         What is also written to ``summary.json``: differences of arms, paired by seed.
 
     Raises:
-        DeepenError: The study cannot be run, its output holds a study that differs, or an arm
-            failed; what is recorded is kept.
+        DeepenError: The study cannot be run, its output holds a study that differs or is being
+            written by another process, or an arm failed; what is recorded is kept.
     """
     if jobs is not None and jobs < 1:
         raise DeepenError(f"jobs is {jobs}; at least one arm must run at once.")
     study = settle(checked(study))
     check_texts(study)
+    with locked(Path(study.output)):
+        return _compare(study, jobs, progress, tell)
+
+
+def _compare(
+    study: Study, jobs: int | None, progress: Progress, tell: Callable[[str], None]
+) -> StudySummary:
+    """Run a study that was checked; see ``compare``."""
     folder = Path(study.output)
     _begin(study, folder)
     records = read_records(folder)
@@ -97,7 +106,7 @@ def _begin(study: Study, folder: Path) -> None:
                 f"{str(folder)!r} holds a study with another {differs}; "
                 f"give this one another output, or delete that folder."
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     write_yaml(file, tree)
 
 

@@ -1,6 +1,11 @@
 """What all schemas of records share."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepen.common.errors import DeepenError
 
 
 class Record(BaseModel):
@@ -9,3 +14,34 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
     )
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def parse(schema: type[RecordT], text: str | bytes, file: Path, remedy: str) -> RecordT:
+    """Read a record.
+
+    Args:
+        schema: What it is.
+        text: JSON.
+        file: Where it stands.
+        remedy: What to do if it cannot be read.
+
+    Raises:
+        DeepenError: It is not what this version writes.
+    """
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        reason = f"{where}: {problem['msg']}" if where else problem["msg"]
+        raise DeepenError(
+            f"{str(file)!r} is damaged or of another version of deepen ({reason}); {remedy}."
+        ) from None
+
+
+def read_record(schema: type[RecordT], file: Path, remedy: str) -> RecordT:
+    """Read the record that a file holds; see ``parse``."""
+    return parse(schema, file.read_bytes(), file, remedy)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from deepen.base.model import Model, open_model
+from deepen.common.lock import locked
 from deepen.common.progress import Progress, Tell, silent, unheard
 from deepen.common.quiet import quiet_transformers
 from deepen.records.training import TrainRecord
@@ -33,7 +34,7 @@ from deepen.training.protect import old_text, protect
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.record import make_record
-from deepen.training.run_folder import RunFolder
+from deepen.training.run_folder import RunFolder, last_checkpoint
 from deepen.training.trunk.keep import Keeper, Trunk
 from deepen.training.trunk.wanted import check_possible, pays
 
@@ -62,21 +63,26 @@ def train(
         tell: Called with what a person should know, by the first process only.
 
     Raises:
-        DeepenError: The recipe, the checkpoint or the data cannot be used, the loss is no longer a
-            number, or the disk is full.
+        DeepenError: The recipe, the checkpoint or the data cannot be used, another run writes to
+            the same output, no checkpoint to resume from is whole, the loss is no longer a number,
+            or the disk is full.
         RuntimeError: A frozen parameter has changed.
     """
     recipe = recipe.resolved(stage)
     folder = RunFolder.of(recipe)
-    if resume:
-        if (record := folder.finished(recipe)) is not None:
-            return record
-    elif rank() == 0:
-        folder.clear()
     if rank() != 0:
         progress, tell = silent, unheard
-    with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
-        return _run(_prepare(recipe, stage, progress, tell), callbacks, progress, tell)
+    # The processes of one run are one writer.
+    with locked(folder.path) if rank() == 0 else nullcontext():
+        if resume:
+            if (record := folder.finished(recipe)) is not None:
+                return record
+            if rank() == 0:
+                folder.drop_broken(tell)
+        elif rank() == 0:
+            folder.clear()
+        with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
+            return _run(_prepare(recipe, stage, progress, tell), callbacks, progress, tell)
 
 
 @dataclass(frozen=True)
@@ -207,8 +213,6 @@ def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) ->
 
 def _train(job: _Job, engine: Any, tell: Tell) -> int | None:  # noqa: ANN401 (no types there)
     """Train to the end; return the step that an earlier run's last checkpoint was of."""
-    from deepen.training.engine.saving import last_checkpoint
-
     folder = RunFolder.of(job.recipe)
     if rank() == 0:
         folder.begin(job.recipe)

@@ -1,6 +1,8 @@
 """What lies in a run's folder, and what may be done with it."""
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from deepen.common.errors import DeepenError
-from deepen.common.files import write_whole
+from deepen.common.files import make_folders, sync_folder, sync_tree, write_whole
+from deepen.common.progress import Tell
 from deepen.common.settings import Tree, differences, read_yaml, write_yaml
+from deepen.records.record import read_record
 from deepen.records.training import TrainRecord
 from deepen.training.recipe import Recipe
 
@@ -21,6 +26,12 @@ _BYTES_PER_PARAMETER = 12
 _CHECKPOINTS = 3
 """On the disk at once: two whole ones and the next."""
 _SLACK_BYTES = 2**25
+_MARK, _OLD_MARK = "complete.json", "complete"
+"""Files that mark a checkpoint as whole; the old one, of earlier versions, holds nothing."""
+_NEEDED = ("model.safetensors", "scheduler.pt", "trainer_state.json")
+"""What every checkpoint has, whatever the launcher."""
+_FILES = TypeAdapter(dict[str, tuple[int, str]])
+"""A mark: name of a file → its bytes, and their SHA-256."""
 _ELSEWHERE = ("output", "data.cache")
 """Keys of a recipe that say where things lie: a run may be moved."""
 
@@ -88,7 +99,7 @@ class RunFolder:
             )
         if not self.record.is_file():
             return None
-        return TrainRecord.model_validate_json(self.record.read_text(encoding="utf-8"))
+        return read_record(TrainRecord, self.record, "start the run again without resuming")
 
     def clear(self) -> None:
         """Delete what an earlier run left, tokenised data excepted."""
@@ -98,11 +109,42 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def begin(self, recipe: Recipe) -> None:
-        """Write the resolved recipe and drop checkpoints that a kill left unfinished."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write the resolved recipe."""
+        make_folders(self.path)
         write_yaml(self.recipe, _portable(recipe))
+
+    def drop_broken(self, tell: Tell) -> None:
+        """Delete checkpoints that a kill left unfinished, and damaged ones behind a whole one.
+
+        Args:
+            tell: Called with what is damaged.
+
+        Raises:
+            DeepenError: Some are damaged and none is whole; nothing is deleted then.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for checkpoint in reversed(_marked(self.checkpoints)):
+            if (reason := damage(checkpoint)) is None:
+                break
+            damaged.append((checkpoint, reason))
+        else:
+            if damaged:
+                told = "; ".join(f"{checkpoint.name}: {reason}" for checkpoint, reason in damaged)
+                raise DeepenError(
+                    f"No checkpoint in {str(self.checkpoints)!r} is whole ({told}); bring one back "
+                    f"from a copy, or start the run again without resuming."
+                )
+        for checkpoint, reason in damaged:
+            tell(f"Passing over {checkpoint.name}, which is damaged: {reason}.")
+            shutil.rmtree(checkpoint)
+        whole = _marked(self.checkpoints)
+        if whole and not (whole[-1] / _MARK).is_file():
+            tell(
+                f"Taking {whole[-1].name} as it is: it is of an earlier version, which wrote no "
+                f"hashes to hold its files to."
+            )
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
-            if not (checkpoint / "complete").is_file():
+            if checkpoint not in whole:
                 shutil.rmtree(checkpoint)
 
     def end(self, record: TrainRecord, *, keep_checkpoints: bool) -> None:
@@ -146,6 +188,75 @@ class RunFolder:
                 f"The disk of {str(self.path)!r} (output) is full; the last whole checkpoint is "
                 f"kept: free some space and run the same command again."
             ) from error
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, once every byte of it is on the disk.
+
+    The mark holds the size and hash of every file, for ``damage``.
+    """
+    sync_tree(checkpoint)
+    files = {name: _size_and_hash(checkpoint / name) for name in _files(checkpoint)}
+    write_whole(checkpoint / _MARK, json.dumps(files, indent=2) + "\n")
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        sync_folder(folder)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint that is marked as whole; ``None`` if nothing is.
+
+    Of one that an earlier version marked, without hashes, only what is missing or empty is seen.
+    """
+    mark, there = checkpoint / _MARK, _files(checkpoint)
+    try:
+        if not mark.is_file():
+            gone = next((name for name in _NEEDED if name not in there), None)
+            gone = gone or (None if any("optimizer" in name for name in there) else "optimizer.pt")
+            if gone:
+                return f"{gone} is missing"
+            empty = (name for name in there if not (checkpoint / name).stat().st_size)
+            return next((f"{name} is empty" for name in empty), None)
+        for name, (size, digest) in _FILES.validate_json(mark.read_bytes()).items():
+            if name not in there:
+                return f"{name} is missing"
+            if (now := (checkpoint / name).stat().st_size) != size:
+                return f"{name} has {now:,} bytes and had {size:,}"
+            if _size_and_hash(checkpoint / name)[1] != digest:
+                return f"{name} holds other bytes than were written"
+    except ValidationError:
+        return f"{_MARK} cannot be read"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest checkpoint in a folder that is marked as whole."""
+    return next(reversed(_marked(folder)), None)
+
+
+def _marked(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder that are marked as whole, the earliest first."""
+    marks = [mark for name in (_MARK, _OLD_MARK) for mark in folder.glob(f"checkpoint-*/{name}")]
+    numbered = {
+        int(number): mark.parent
+        for mark in marks
+        if (number := mark.parent.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _files(checkpoint: Path) -> list[str]:
+    """List a checkpoint's files but its marks, by their path in it."""
+    inside = (file for file in checkpoint.rglob("*") if file.is_file())
+    names = (file.relative_to(checkpoint).as_posix() for file in inside)
+    return sorted(name for name in names if name not in (_MARK, _OLD_MARK))
+
+
+def _size_and_hash(file: Path) -> tuple[int, str]:
+    """Return a file's size and the SHA-256 of its bytes."""
+    with file.open("rb") as stream:
+        return file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _free(path: Path) -> int:

@@ -45,6 +45,6 @@ def test_long_batches_are_cut_and_the_last_whole_checkpoint_named(tmp_path: Path
     for step, whole in ((8, True), (10, True), (12, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / "complete").touch()
+            (tmp_path / f"checkpoint-{step}" / "complete.json").touch()
     with pytest.raises(DeepenError, match=r"(\d+, ){7}\d+ and more of .*checkpoint is .*-10;"):
         check(tmp_path, [NAN], None, batch_size=9)

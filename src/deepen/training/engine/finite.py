@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from deepen.common.errors import DivergedError
-from deepen.training.engine.saving import last_checkpoint
 from deepen.training.engine.schedule import Schedule
+from deepen.training.run_folder import last_checkpoint
 
 _SHOWN_SEQUENCES = 8
 

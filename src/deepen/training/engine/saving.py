@@ -15,9 +15,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from deepen.common.errors import DeepenError
+from deepen.training.run_folder import mark_whole
 
-COMPLETE = "complete"
-"""Name of the file that marks a checkpoint as whole."""
 WEIGHTS = "model.safetensors"
 """Name of the trained parameters in a checkpoint."""
 
@@ -41,7 +40,7 @@ class SavesTrained(Trainer):
         self.accelerator.wait_for_everyone()
         if self.state.is_world_process_zero:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (Path(str(self.args.output_dir)) / name / COMPLETE).touch()
+            mark_whole(Path(str(self.args.output_dir)) / name)
 
     def _load_callback_state(self) -> None:
         """Hand stored states to the callbacks: transformers would make others, behind all."""
@@ -98,12 +97,6 @@ class Agrees(TrainerCallback):
         total = self._accelerator.reduce(torch.tensor(asked, device=self._accelerator.device))
         for switch, count in zip(switches, total.tolist(), strict=True):
             setattr(control, switch, count > 0)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the latest whole checkpoint in a folder."""
-    whole = [mark.parent for mark in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _trained(module: Any) -> set[str]:  # noqa: ANN401 (no types there)
