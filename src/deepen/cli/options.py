@@ -105,4 +105,5 @@ def show(record: "BaseModel", as_json: bool, view: "Callable[[Any], RenderableTy
     if as_json:
         typer.echo(record.model_dump_json(indent=2))
     else:
-        Console().print(view(record))
+        # Names of arms and files may hold brackets.
+        Console(markup=False, emoji=False).print(view(record))

@@ -6,7 +6,6 @@ their metric. Before training is what the **base** scored: a grown model that st
 base has that held against it.
 """
 
-import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,8 +14,10 @@ from typing import Literal, TypeVar
 from deepen.comparison.statistics import (
     SHARES,
     Score,
+    drawable,
     interval,
     main_metrics,
+    mean_of,
     reference,
     scores,
 )
@@ -98,7 +99,7 @@ def changes(record: ArmRecord, before: EvalRecord) -> list[Change]:
                 and (kind == "text" or change.subject in shares)
             ]
             if values:
-                means.append(Change(side, kind, None, statistics.fmean(values)))
+                means.append(Change(side, kind, None, mean_of(values)))
     return [*means, *found]
 
 
@@ -159,7 +160,7 @@ def front(records: Sequence[ArmRecord], arms: Sequence[str], kind: Kind | None =
 
 
 def _means(gained: Values, arm: str, kind: Kind) -> tuple[float, float] | None:
-    """Return how much an arm learned and forgot, mean over seeds."""
+    """Return how much an arm learned and forgot, mean over seeds; ``None`` if one is no number."""
     wanted = name("new", kind), name("old", kind)
     runs = [
         tuple(of_run[measure] for measure in wanted)
@@ -168,8 +169,8 @@ def _means(gained: Values, arm: str, kind: Kind) -> tuple[float, float] | None:
     ]
     if not runs:
         return None
-    learned, forgotten = (statistics.fmean(values) for values in zip(*runs, strict=True))
-    return learned, forgotten
+    learned, forgotten = (mean_of(values) for values in zip(*runs, strict=True))
+    return (learned, forgotten) if drawable(learned) and drawable(forgotten) else None
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:

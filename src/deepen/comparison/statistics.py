@@ -6,9 +6,9 @@ the report only shows them.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from deepen.records.evaluation import EvalRecord, Side
 from deepen.records.study import ArmRecord
@@ -18,6 +18,7 @@ CONFIDENCE = 0.95
 """Of all intervals."""
 SHARES = ("acc", "acc_norm", "exact_match", "f1")
 """Metrics of tasks that lie between 0 and 1, the more the better."""
+_LARGEST = 1e100
 _PREFERRED = ("acc", "acc_norm", "word_perplexity", "exact_match")
 """The metric that stands for a task: the first of these that it has."""
 
@@ -85,7 +86,7 @@ def scores(evaluation: EvalRecord) -> list[Score]:
         scores.append(Score("task", *given))
     accuracies = [score.value for score in scores if score.kind == "task" and score.metric == "acc"]
     if len(accuracies) > 1:
-        mean = statistics.fmean(accuracies)
+        mean = mean_of(accuracies)
         scores.append(Score("task", f"{len(accuracies)} tasks", "mean acc", mean, True))
     return scores
 
@@ -104,6 +105,28 @@ def _preference(score: Score) -> int:
     return _PREFERRED.index(score.metric) if score.metric in _PREFERRED else len(_PREFERRED)
 
 
+def mean_of(values: Sequence[float]) -> float:
+    """Return a mean, also of numbers that are none or that are too large to add up exactly."""
+    try:
+        return statistics.fmean(values)
+    except (OverflowError, ValueError):  # beyond the largest double; infinity minus infinity
+        return math.fsum(value / len(values) for value in values if math.isfinite(value)) + sum(
+            value for value in values if not math.isfinite(value)
+        )
+
+
+def deviation_of(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of a sample; ``None`` of one value, or where it has none."""
+    if len(values) < 2 or not all(map(drawable, values)):
+        return None
+    return statistics.stdev(values)
+
+
+def drawable(value: float) -> bool:
+    """Whether a number can be squared, and told from its neighbours in a picture."""
+    return abs(value) < _LARGEST
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Summarise one number over seeds.
 
@@ -111,10 +134,10 @@ def spread(values: Sequence[float]) -> Spread:
         values: One for each seed, at least one.
     """
     return Spread(
-        mean=statistics.fmean(values),
+        mean=mean_of(values),
         low=min(values),
         high=max(values),
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        deviation=deviation_of(values),
         seeds=len(values),
     )
 
@@ -123,14 +146,15 @@ def interval(differences: Sequence[float]) -> tuple[float, float | None, float |
     """Return the mean and the ends of its confidence interval by Student's t.
 
     Args:
-        differences: One for each seed, at least one; with one there is no interval.
+        differences: One for each seed, at least one; with one there is no interval, nor where one
+            is infinite or no number.
     """
     from scipy.stats import t
 
-    mean, n = statistics.fmean(differences), len(differences)
-    if n < 2:
+    mean, n, deviation = mean_of(differences), len(differences), deviation_of(differences)
+    if deviation is None:
         return mean, None, None
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -180,6 +204,18 @@ def seconds(run: TrainRecord) -> float:
     return run.wall_seconds + sum(part.seconds for part in (run.trunk, run.protect) if part)
 
 
+def training_of(run: TrainRecord) -> Mapping[str, Any]:
+    """Return what a run's recipe says of training; nothing where it says nothing."""
+    training = run.recipe.get("training")
+    return training if isinstance(training, dict) else {}
+
+
+def learning_rate(run: TrainRecord) -> float | None:
+    """Return the learning rate that a run's recipe names."""
+    rate = training_of(run).get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
 def same_tokens(run: TrainRecord, other: TrainRecord) -> bool:
     """Whether two runs of one seed read the same sequences, as far as the shorter one goes.
 
@@ -199,7 +235,7 @@ def mean_losses(run: TrainRecord, parts: int = 4) -> list[float]:
     losses = [point.loss_nats_per_token for point in run.curve]
     count = len(losses)
     stretches = [losses[i * count // parts : (i + 1) * count // parts] for i in range(parts)]
-    return [statistics.fmean(part) if part else math.nan for part in (losses, *stretches)]
+    return [mean_of(part) if part else math.nan for part in (losses, *stretches)]
 
 
 def loss_curve(records: Sequence[ArmRecord]) -> list[CurvePoint]:
@@ -232,7 +268,11 @@ def loss_against(records: Sequence[ArmRecord], others: Sequence[ArmRecord]) -> l
 
 
 def _curve(runs: Sequence[dict[int, LossPoint]]) -> list[CurvePoint]:
-    """Summarise runs step by step."""
+    """Summarise runs step by step, where all of them have a loss that can be drawn."""
+    runs = [
+        {step: point for step, point in run.items() if drawable(point.loss_nats_per_token)}
+        for run in runs
+    ]
     if not runs:
         return []
     common = sorted(set.intersection(*(set(run) for run in runs)))

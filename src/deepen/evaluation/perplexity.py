@@ -27,6 +27,7 @@ from deepen.evaluation.answers import TEXT, are_rows, counted, read_answers
 from deepen.records.evaluation import TextScore
 from deepen.training.data.chat import IGNORED
 
+_MOST_EXPONENT = 709.0  # of what a double holds
 _LEAST_FULL = 15 / 16  # of the longest window of a batch, for chats, whose lengths differ
 
 Logits = Callable[[Tensor], Tensor]
@@ -174,7 +175,7 @@ def score(
         tokens=text.tokens,
         text_bytes=text.text_bytes,
         loss_nats_per_token=mean,
-        token_perplexity=math.exp(mean),
+        token_perplexity=math.exp(mean) if mean < _MOST_EXPONENT else math.inf,
         bits_per_byte=total / math.log(2) / text.text_bytes,
         counted="all" if text.labels is None else "answers",
     )

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from deepen.records.record import Record
+from deepen.records.record import Count, Measure, Record
 
 Side = Literal["new", "old"]
 """What a score tells: what was learned, on new text or a new task, or what was kept of the old."""
@@ -17,9 +17,9 @@ class TextScore(Record):
     """Name of the file."""
     sha256: str
     """Hash of its content."""
-    tokens: int
+    tokens: Count
     """Tokens that were predicted."""
-    text_bytes: int
+    text_bytes: Count
     """UTF-8 bytes that those tokens stand for."""
     loss_nats_per_token: float
     """Mean loss."""
@@ -44,9 +44,9 @@ class TaskScore(Record):
     """Its value."""
     stderr: float | None
     """Its standard error, where the harness gives one."""
-    samples: int
+    samples: Count
     """Number of examples."""
-    shots: int
+    shots: Count
     """Number of examples in the prompt."""
     higher_is_better: bool
     """Direction of the metric."""
@@ -75,11 +75,11 @@ class EvalRecord(Record):
     """Type of device."""
     dtype: str
     """Arithmetic of the forward pass, for example ``float32``."""
-    sequence_length: int
+    sequence_length: Count
     """Tokens that the model sees at once."""
-    batch_size: int
+    batch_size: Count
     """Sequences in a forward pass."""
-    wall_seconds: float
+    wall_seconds: Measure
     """Time taken."""
     versions: dict[str, str]
     """Software."""

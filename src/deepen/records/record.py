@@ -1,11 +1,16 @@
 """What all schemas of records share."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepen.common.errors import DeepenError
+
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Positive = Annotated[int, Field(ge=1, le=10**18)]
+Measure = Annotated[float, Field(ge=0, le=1e30)]
+"""Seconds, FLOPs, rates and shares: finite, unlike losses, which may be anything."""
 
 
 class Record(BaseModel):

@@ -1,19 +1,34 @@
 """What ``compare`` writes: records of arms, and what they say together."""
 
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.evaluation import EvalRecord
 from deepen.records.growth import GrowRecord
-from deepen.records.record import Record
+from deepen.records.record import Count, Record
 from deepen.records.training import TrainRecord
 from deepen.records.verification import VerifyRecord
 
 Role = Literal["reference", "alternative", "grown"]
 """What an arm is in a study: the base, trained on as a whole, which the others are held to; another
 way to train the base; or a grown model."""
+
+
+def _number(text: str) -> str:
+    """Refuse what is no number."""
+    try:
+        float(text)
+    except ValueError:
+        raise ValueError("a learning rate is a number") from None
+    return text
+
+
+Rates = dict[str, dict[Annotated[str, AfterValidator(_number)], float | None]]
+"""Label → learning rate → loss on the text that rates are chosen on, ``None`` where training
+diverged."""
 
 
 class ArmRecord(Record):
@@ -57,7 +72,7 @@ class PairedDifference(Record):
     score: str
     """For example ``loss_nats_per_token on held_out.txt``, ``acc of piqa``, ``learned``, or
     ``forgotten on old.txt``."""
-    seeds: int
+    seeds: Count
     """Number of pairs."""
     mean: float
     """Mean of arm - other."""
@@ -76,10 +91,9 @@ class StudySummary(Record):
     """Labels in the order of the study."""
     roles: dict[str, Role]
     """Label → what the arm is in the study; exactly one is the reference."""
-    rates: dict[str, dict[str, float | None]] = Field(default_factory=dict)
-    """Label → learning rate → loss on the text that rates are chosen on, ``None`` where training
-    diverged; empty where the study chose none."""
-    fine_tuning_rates: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    rates: Rates = Field(default_factory=dict)
+    """What was tried; empty where the study chose none."""
+    fine_tuning_rates: Rates = Field(default_factory=dict)
     """The same for fine-tuning."""
     seeds: list[int]
     """Seeds of the study."""
@@ -94,3 +108,25 @@ class StudySummary(Record):
     """The same after fine-tuning."""
     versions: dict[str, str]
     """Software."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Insist that every arm has a role, and that nothing is said of arms that are not there."""
+        for what, given in (("arms", self.arms), ("seeds", self.seeds)):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{what} are none, or one stands there twice")
+        differences = [*self.differences, *self.fine_tuned_differences]
+        told: dict[str, Collection[str]] = {
+            "roles": self.roles,
+            "front": self.front,
+            "fine_tuned_front": self.fine_tuned_front,
+            "rates": self.rates,
+            "fine_tuning_rates": self.fine_tuning_rates,
+            "differences": {arm for one in differences for arm in (one.arm, one.other)},
+        }
+        for key, named in told.items():
+            if unknown := sorted({*named} - {*self.arms}):
+                raise ValueError(f"{key} names {unknown[0]!r}, which is none of arms")
+        if missing := [arm for arm in self.arms if arm not in self.roles]:
+            raise ValueError(f"roles lacks the arm {missing[0]!r}")
+        return self

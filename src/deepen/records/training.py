@@ -1,20 +1,20 @@
 """What ``train`` did."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deepen.records.record import Record
+from deepen.records.record import Count, Measure, Positive, Record
 
 
 class LossPoint(Record):
     """One point of a training curve."""
 
-    step: int
+    step: Count
     """Optimizer steps taken."""
-    tokens: int
+    tokens: Count
     """Tokens seen, over all processes."""
-    wall_seconds: float
+    wall_seconds: Measure
     """Time since training began, earlier runs of a resumed one counted in."""
     loss_nats_per_token: float
     """Mean training loss since the last point."""
@@ -25,41 +25,41 @@ class LossPoint(Record):
 class StepTime(Record):
     """Where the time of an optimizer step goes: medians over steps, the first ones left out."""
 
-    forward_seconds: float
+    forward_seconds: Measure
     """Forward passes of the step."""
-    backward_seconds: float
+    backward_seconds: Measure
     """Backward passes of the step."""
-    optimizer_seconds: float
+    optimizer_seconds: Measure
     """Clipping and update."""
-    total_seconds: float
+    total_seconds: Measure
     """From the start of one step to the start of the next, data loading included."""
 
 
 class TrunkRecord(Record):
     """What was kept of the frozen blocks below the lowest trained one."""
 
-    blocks: int
+    blocks: Count
     """How many blocks were not run in training."""
-    sequences: int
+    sequences: Count
     """Sequences whose states were read."""
-    computed: int
+    computed: Count
     """Those of them whose states this run had to compute first."""
-    stored_bytes: int
+    stored_bytes: Count
     """Bytes on the disk."""
-    seconds: float
+    seconds: Measure
     """Time of that first pass; not part of the training time."""
 
 
 class ProtectRecord(Record):
     """What was protected for the sake of an old text."""
 
-    layers: int
+    layers: Count
     """Linear layers whose updates left its directions alone."""
-    tokens: int
+    tokens: Count
     """Tokens of it that were read."""
-    directions: float
+    directions: Measure
     """Mean share of a layer's input directions that were protected, 0 to 1."""
-    seconds: float
+    seconds: Measure
     """Time to find them; not part of the training time."""
 
 
@@ -68,13 +68,13 @@ class SourceRecord(Record):
 
     name: str
     """Names of files and folders, or the hub data set's id."""
-    share: float
+    share: Measure
     """Share of the sequences that was asked for; 1 if there is no mixture."""
-    items: int
+    items: Count
     """Different sequences, or rows, that it holds."""
-    sequences: int
+    sequences: Count
     """Sequences seen, each as often as it was."""
-    tokens: int
+    tokens: Count
     """Tokens seen."""
 
 
@@ -89,43 +89,43 @@ class TrainRecord(Record):
     """Run folder; the trained model lies in its ``model`` folder."""
     seed: int
     """Seed of data order and of everything else random."""
-    processes: int
+    processes: Positive
     """Number of training processes."""
     device: str
     """Type of device."""
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the forward and backward pass."""
-    parameters: int
+    parameters: Positive
     """All parameters; tied ones count once."""
-    trainable_parameters: int
+    trainable_parameters: Count
     """Parameters that were trained."""
-    trainable_blocks: list[int]
+    trainable_blocks: list[Annotated[int, Field(ge=0, lt=10**5)]]
     """Blocks that were trained."""
-    steps: int
+    steps: Count
     """Optimizer steps."""
-    tokens: int
+    tokens: Count
     """Tokens seen, over all processes."""
-    sequence_length: int
+    sequence_length: Positive
     """Tokens in a sequence."""
     sources: list[SourceRecord] = Field(default_factory=list)
     """What was seen of which data, the main source first."""
-    curve: list[LossPoint]
+    curve: list[LossPoint] = Field(min_length=1)
     """Loss over the run."""
-    wall_seconds: float
+    wall_seconds: Measure
     """Training time, earlier runs of a resumed one counted in."""
-    tokens_per_second: float
+    tokens_per_second: Measure
     """Throughput of training alone, over all processes."""
     step_time: StepTime
     """Where a step's time goes."""
-    peak_bytes: int
+    peak_bytes: Count
     """Peak memory: of the GPU where there is one, else resident memory of the process."""
-    flops_per_token: float
+    flops_per_token: Measure
     """Model FLOPs of one trained token by our own formula, freezing taken into account."""
-    matmul_flops_per_second: float
+    matmul_flops_per_second: Measure
     """Rate of a large matrix product measured on this machine at the start of the run."""
-    utilisation: float
+    utilisation: Measure
     """Model FLOPs per second as a share of that rate, blocks that were not run left out."""
-    resumed_from_step: int | None
+    resumed_from_step: Count | None
     """The step that the last restart began at."""
     trunk: TrunkRecord | None = None
     """What was kept of the frozen trunk; ``None`` if every block was run in every step."""

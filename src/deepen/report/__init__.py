@@ -39,6 +39,7 @@ def report(folder: str | Path) -> Path:
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = tables.markdown
+    environment.filters["plain"] = tables.plain
     environment.filters["px"] = lambda place: f"{place:.1f}"
     environment.filters["pct"] = lambda place: f"{place:.2f}%"
     shown = context(records, summary)

@@ -107,7 +107,8 @@ def _pairs(record: ArmRecord) -> list[tuple[int, int, int]]:
     assert record.alignment is not None
     pairs = []
     for new in [block.block for block in record.alignment.blocks]:
-        entry = record.grow.step.plan[new] if new is not None else new
+        plan = record.grow.step.plan
+        entry = plan[new] if new is not None and 0 <= new < len(plan) else None
         if new is not None and isinstance(entry, list):
             pairs.append((int(entry[0]), int(entry[1]), new))
     return pairs

@@ -82,7 +82,7 @@ def _scatter(
         for side in gained.SIDES:
             numbers = _of_arm(values, arm, gained.name(side, kind))
             spans += [aggregate.interval(numbers)] if numbers else []
-        if len(spans) == len(gained.SIDES):
+        if len(spans) == len(gained.SIDES) and all(aggregate.drawable(mean) for mean, *_ in spans):
             told = ", ".join(
                 f"{verb} {_written(span, kind)}"
                 for verb, span in zip(("learned", "forgotten"), spans, strict=True)
@@ -171,13 +171,13 @@ def _standing(arm: str, front: Sequence[str], beaten: Mapping[str, Sequence[str]
 
 def _cost(runs: Sequence[TrainRecord]) -> list[Cell]:
     """Write what training an arm costs; means over seeds."""
-    rates = [run.recipe.get("training", {}).get("learning_rate") for run in runs]
+    rate = aggregate.learning_rate(runs[0])
     return [
         Cell(text.count(runs[0].trainable_parameters)),
         Cell(text.count(aggregate.spread([aggregate.flops(run) for run in runs]).mean)),
         Cell(text.seconds(aggregate.spread([aggregate.seconds(run) for run in runs]).mean)),
         Cell(text.size(aggregate.spread([run.peak_bytes for run in runs]).mean)),
-        Cell(text.rate(rates[0]) if rates[0] is not None else "–"),
+        Cell(text.rate(rate) if rate is not None else "–"),
     ]
 
 

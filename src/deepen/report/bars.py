@@ -90,7 +90,14 @@ def strips(
         base: The label of the reference.
         score: The score.
     """
-    chosen = [d for d in differences if d.other == base and d.score == score.name]
+    chosen = [
+        d
+        for d in differences
+        if d.other == base
+        and d.score == score.name
+        and d.arm in arms
+        and all(end is None or aggregate.drawable(end) for end in (d.mean, d.low, d.high))
+    ]
     if not chosen:
         return None
     ends = [end for d in chosen for end in (d.mean, d.low, d.high) if end is not None]
@@ -164,7 +171,7 @@ def base_depth(records: Sequence[ArmRecord]) -> int:
 
 def is_partial(record: ArmRecord) -> bool:
     """Whether only a part of each trained block was: adapters, or single neurons."""
-    training = record.train.recipe.get("training", {})
+    training = aggregate.training_of(record.train)
     return bool(training.get("lora") or training.get("neurons"))
 
 

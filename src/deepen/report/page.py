@@ -41,9 +41,10 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     """Gather what the templates show.
 
     Args:
-        records: Lines of records.jsonl, at least one.
+        records: Lines of records.jsonl, at least one of the summary's arms and seeds.
         summary: The study's summary.
     """
+    records = [r for r in records if r.arm in summary.arms and r.seed in summary.seeds]
     arms = [arm for arm in summary.arms if any(record.arm == arm for record in records)]
     results = Results(records, arms, summary.differences)
     main = tables.main_scores(records[0].after)
@@ -56,7 +57,8 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
     balances = [balance(results, summary.front, "after training")]
     if complete:
         balances.append(balance(tuned, summary.fine_tuned_front, "after fine-tuning"))
-    pairs = [(str(arm), str(other)) for arm, other in summary.study.get("pairs") or []]
+    named = summary.study.get("pairs")
+    pairs = [(str(p[0]), str(p[1])) for p in (named if isinstance(named, list) else []) if _two(p)]
     return {
         "balances": [one for one in balances if one is not None],
         "reference": "the reference" if results.base is None else f"“{results.base}”",
@@ -92,6 +94,11 @@ def context(records: Sequence[ArmRecord], summary: StudySummary) -> dict[str, An
         "notes": _notes(records, arms),
         "many_seeds": len(summary.seeds) > 1,
     }
+
+
+def _two(pair: object) -> bool:
+    """Whether something is a list of two."""
+    return isinstance(pair, list | tuple) and len(pair) == 2
 
 
 def _title(records: Sequence[ArmRecord], summary: StudySummary) -> str:

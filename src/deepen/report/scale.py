@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_LEAST = 1e-100
+"""Width of an axis whose ticks can still be told apart."""
 _STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -50,5 +52,5 @@ def round_step(width: float, wanted: int) -> float:
 def around(values: Sequence[float], start: float, end: float, margin: float = 0.06) -> Scale:
     """Make a scale that holds all values with some room on both sides."""
     low, high = min(values), max(values)
-    room = (high - low) * margin or abs(high) * margin or 1.0
+    room = max((high - low) * margin or abs(high) * margin or 1.0, _LEAST)
     return Scale(low - room, high + room, start, end)

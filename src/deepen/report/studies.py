@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
@@ -13,6 +13,7 @@ from deepen.comparison.pooling import Pair, Studies
 from deepen.comparison.results import read_study
 from deepen.records.evaluation import EvalRecord
 from deepen.records.study import ArmRecord
+from deepen.records.training import TrainRecord
 from deepen.report.tables import GAINS, Cell, Table, difference_cell, markdown
 
 _LOSS = "loss_nats_per_token"
@@ -114,7 +115,7 @@ def _lines(study: str, records: Sequence[ArmRecord]) -> Iterator[dict[str, str]]
             "role": record.role,
             "method": record.method,
             "seed": str(record.seed),
-            "learning_rate": _rate(run.recipe),
+            "learning_rate": _rate(run),
             "steps": str(run.steps),
             "tokens": str(run.tokens),
             "flops": f"{aggregate.flops(run):.0f}",
@@ -129,7 +130,7 @@ def _lines(study: str, records: Sequence[ArmRecord]) -> Iterator[dict[str, str]]
         line |= _scores(record.before, "before") | _scores(record.after, "after")
         if tuning is not None and record.after_fine_tuning is not None:
             line |= {
-                "fine_tuning_learning_rate": _rate(tuning.recipe),
+                "fine_tuning_learning_rate": _rate(tuning),
                 "fine_tuning_steps": str(tuning.steps),
                 "fine_tuning_tokens": str(tuning.tokens),
                 "fine_tuning_flops": f"{aggregate.flops(tuning):.0f}",
@@ -138,10 +139,10 @@ def _lines(study: str, records: Sequence[ArmRecord]) -> Iterator[dict[str, str]]
         yield line
 
 
-def _rate(recipe: Mapping[str, Mapping[str, object]]) -> str:
-    """Write a recipe's learning rate."""
-    rate = recipe.get("training", {}).get("learning_rate")
-    return f"{rate:g}" if isinstance(rate, float) else ""
+def _rate(run: TrainRecord) -> str:
+    """Write a run's learning rate."""
+    rate = aggregate.learning_rate(run)
+    return "" if rate is None else f"{rate:g}"
 
 
 def _scores(evaluation: EvalRecord, stage: str) -> dict[str, str]:

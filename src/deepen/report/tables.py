@@ -1,5 +1,6 @@
 """Tables of a study, for the page and for Markdown alike."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,13 +86,15 @@ class Results:
         return [s.value for e in evaluations for s in aggregate.scores(e) if s.name == score.name]
 
     def mean(self, arm: str, score: Score, *, after: bool = True) -> float:
-        """Return the mean of a score over an arm's seeds."""
-        return aggregate.spread(self.values(arm, score, after=after)).mean
+        """Return the mean of a score over an arm's seeds; NaN where it has none."""
+        values = self.values(arm, score, after=after)
+        return aggregate.mean_of(values) if values else math.nan
 
     def best(self, score: Score, *, after: bool = True) -> str:
         """Return the arm with the best mean, the first of equals."""
         sign = -1 if score.higher_is_better else 1
-        return min(self.arms, key=lambda arm: sign * self.mean(arm, score, after=after))
+        means = {arm: sign * self.mean(arm, score, after=after) for arm in self.arms}
+        return min(means, key=lambda arm: (math.isnan(means[arm]), means[arm]))
 
     def difference(self, arm: str, other: str | None, score: str) -> PairedDifference | None:
         """Return the difference of two arms in the score of that name."""
@@ -173,6 +176,8 @@ class Results:
 
     def _mean_cell(self, arm: str, score: Score, after: bool) -> Cell:
         """Write a mean; what reads like the best one is best too."""
+        if not self.values(arm, score, after=after):
+            return Cell("–")
         shown = text.score(score.metric, self.mean(arm, score, after=after))
         best = self.mean(self.best(score, after=after), score, after=after)
         return Cell(shown, best=shown == text.score(score.metric, best))
@@ -180,7 +185,7 @@ class Results:
     def _spread_cell(self, arm: str, score: Score) -> Cell:
         """Write a mean and the standard deviation over seeds."""
         cell = self._mean_cell(arm, score, after=True)
-        deviation = aggregate.spread(self.values(arm, score)).deviation
+        deviation = aggregate.deviation_of(self.values(arm, score))
         if deviation is None:
             return cell
         plus_minus = f"± {text.difference(score.metric, deviation).removeprefix('+')}"
@@ -292,4 +297,9 @@ def _entry(cell: Cell) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     """Write a line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def plain(told: str) -> str:
+    """Write a text for Markdown so that it is one line, and no HTML."""
+    return " ".join(told.split()).replace("<", "&lt;")

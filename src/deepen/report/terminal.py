@@ -31,7 +31,7 @@ from deepen.report.text import count
 def progress_bar() -> Iterator[Report]:
     """Show the stage at hand and its finished share on stderr, and clear it at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),

@@ -1,6 +1,9 @@
 """Numbers as a person reads them."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from deepen.comparison.statistics import SHARES
 
@@ -16,7 +19,25 @@ _NAMES: Mapping[str, str] = {
 }
 _SHARES = {*SHARES, "mean acc"}
 """Metrics between 0 and 1 that are shown in per cent."""
+_WRITTEN_OUT = 1e15
 _MINUS, _THIN = "\N{MINUS SIGN}", "\N{THIN SPACE}"
+
+
+Rest = ParamSpec("Rest")
+
+
+def _finite(
+    write: Callable[Concatenate[float, Rest], str],
+) -> Callable[Concatenate[float, Rest], str]:
+    """Let a function write what is no number, or infinite, as that."""
+
+    @wraps(write)
+    def written(value: float, *args: Rest.args, **kwargs: Rest.kwargs) -> str:
+        if math.isfinite(value):
+            return write(value, *args, **kwargs)
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else f"{_MINUS}∞"
+
+    return written
 
 
 def metric(name: str) -> str:
@@ -47,31 +68,40 @@ def interval(name: str, low: float | None, high: float | None) -> str:
     return f"[{difference(name, low)}, {difference(name, high)}]"
 
 
+@_finite
 def fixed(value: float, decimals: int) -> str:
     """Write a number with that many decimals, thousands apart, and a real minus sign."""
+    if abs(value) >= _WRITTEN_OUT:
+        return f"{value:.4e}".replace("-", _MINUS)
     text = f"{value:,.{decimals}f}".replace(",", _THIN)
     if float(f"{value:.{decimals}f}") == 0:
         return text.removeprefix("-")
     return text.replace("-", _MINUS)
 
 
+@_finite
 def scientific(value: float) -> str:
     """Write a number with one digit and its power of ten: 4e−07."""
     return f"{value:.0e}".replace("-", _MINUS)
 
 
+@_finite
 def rate(value: float) -> str:
     """Write a learning rate: 2.5e−4."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}".replace("-", _MINUS)
 
 
+@_finite
 def significant(value: float, digits: int) -> str:
     """Write a number with about that many significant digits and at least one decimal."""
+    if abs(value) >= _WRITTEN_OUT:
+        return f"{value:.{digits - 1}e}".replace("-", _MINUS)
     whole = len(str(abs(int(value))))
     return fixed(value, max(1, digits - whole))
 
 
+@_finite
 def tick(value: float) -> str:
     """Write a tick's label: short, 12k and 1.5M for large numbers."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -80,6 +110,7 @@ def tick(value: float) -> str:
     return f"{value:.6g}".replace("-", _MINUS)
 
 
+@_finite
 def count(value: float) -> str:
     """Write a large number with three significant digits: 1.72B, 304M, 12.1k."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -88,6 +119,7 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+@_finite
 def size(nbytes: float) -> str:
     """Write a number of bytes."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -96,6 +128,7 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.0f}{_THIN}B"
 
 
+@_finite
 def seconds(value: float) -> str:
     """Write a duration."""
     if value < 1:
@@ -106,6 +139,7 @@ def seconds(value: float) -> str:
     return f"{minutes:.3g}{_THIN}min" if hours < 2 else f"{hours:.3g}{_THIN}h"
 
 
+@_finite
 def share(value: float) -> str:
     """Write a share in per cent."""
     return f"{value * 100:.3g}{_THIN}%"
