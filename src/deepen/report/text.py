@@ -32,7 +32,7 @@ def _finite(
     """Let a function write what is no number, or infinite, as that."""
 
     @wraps(write)
-    def written(value: float, *args: Rest.args, **kwargs: Rest.kwargs) -> str:
+    def written(value: float, /, *args: Rest.args, **kwargs: Rest.kwargs) -> str:
         if math.isfinite(value):
             return write(value, *args, **kwargs)
         return "NaN" if math.isnan(value) else "∞" if value > 0 else f"{_MINUS}∞"
