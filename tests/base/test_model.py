@@ -104,3 +104,29 @@ def test_the_text_model_of_a_vision_language_model_can_be_grown(model_type, tmp_
     grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown").eval()
     with torch.no_grad():
         assert torch.equal(grown(IDS, use_cache=False).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_hidden_layers": 8}, "belongs to block"),
+        ({"plan": [0, 1, 2]}, "tells of 3 blocks, and there are 9"),
+        ({"blocks": [99]}, "tells of 100 blocks|blocks that there were not"),
+    ],
+)
+def test_an_entry_that_tells_of_other_blocks_is_refused(llama, tmp_path, changes, sentence):
+    out = tmp_path / "grown"
+    deepen.grow(llama, out, method="llama-pro", new_layers=3)
+    config = json.loads((out / "config.json").read_text())
+    entry = config["deepen"]
+    if "plan" in changes:
+        entry["steps"][0] |= {"plan": changes["plan"], "new_blocks": []}
+        entry["new_blocks"] = []
+    elif "blocks" in changes:
+        entry["trainings"] = [{"stage": "cpt", "after_steps": 1, "blocks": changes["blocks"]}]
+    else:
+        config |= changes
+    (out / "config.json").write_text(json.dumps(config))
+    for use in (open_model, deepen.inspect, lambda folder: deepen.plan(folder, new_layers=1)):
+        with pytest.raises(DeepenError, match=sentence):
+            use(out)

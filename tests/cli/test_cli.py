@@ -122,7 +122,7 @@ MISTAKES = {
         ["grow", "BASE", "OUT", "--set", "fidelity=exact"],
         "Option 'fidelity' of 'opt-deus' cannot be 'exact'",
     ),
-    "option number": (["grow", "BASE", "OUT", "--set", "regularisation=-1"], "greater than 0"),
+    "option number": (["grow", "BASE", "OUT", "--set", "regularisation=-1"], "greater than"),
     "option form": (["grow", "BASE", "OUT", "--set", "fidelity"], "not of the form option=value"),
     "placement": (["plan", "BASE", "-p", "tops"], "Unknown placement 'tops'; did you mean 'top'?"),
     "too many": (["plan", "BASE", "-n", "4"], "holds 3 new layers at 1 per gap, not 4"),

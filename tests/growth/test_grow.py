@@ -207,15 +207,12 @@ def test_nan_or_inf_in_a_source_block_writes_nothing(llama, tmp_path, method, va
 
 
 def test_a_result_that_overflows_its_dtype_is_refused(tmp_path):
-    base = tiny.save(tmp_path / "base", dtype=torch.float32)
-    tensors = load_file(base / "model.safetensors")
-    for block in (3, 4):
-        tensors[f"model.layers.{block}.mlp.up_proj.weight"].fill_(3e38)
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DeepenError, match="made NaN or Inf"):
-        deepen.grow(base, tmp_path / "grown", options={"fidelity": "normalised"})
-    with pytest.raises(DeepenError, match=r"not finite|infinite|made NaN or Inf"):
-        deepen.grow(base, tmp_path / "grown", options={"fidelity": "structured"})
+    base = tiny.save(tmp_path / "base", dtype=torch.float16)
+    for fidelity in ("normalised", "structured"):
+        with pytest.raises(DeepenError, match="made NaN or Inf"):
+            deepen.grow(
+                base, tmp_path / "grown", options={"fidelity": fidelity, "feature_scale": 1e6}
+            )
     assert list(tmp_path.iterdir()) == [base]
 
 
@@ -268,3 +265,59 @@ def test_bin_weights_are_told_of(llama, tmp_path):
     deepen.grow(llama, tmp_path / "from-safetensors")
     ours, theirs = tiny.read(tmp_path / "grown"), tiny.read(tmp_path / "from-safetensors")
     assert ours["model.safetensors"] == theirs["model.safetensors"]
+
+
+def scaled(base, out, factor):
+    """Copy a checkpoint, its linear layers as large as the factor makes them."""
+    shutil.copytree(base, out)
+    tensors = load_file(out / "model.safetensors")
+    save_file(
+        {n: t * factor if "proj" in n else t for n, t in tensors.items()},
+        out / "model.safetensors",
+        {"format": "pt"},
+    )
+    return out
+
+
+def test_weights_near_the_end_of_float32_are_aligned_as_those_of_any_scale(llama, tmp_path):
+    base = scaled(llama, tmp_path / "base", 1e18)
+    record = deepen.grow(base, tmp_path / "grown")
+    assert len(record.step.new_blocks) == 3
+    assert deepen.verify(base, tmp_path / "grown").passed
+
+
+@pytest.mark.parametrize("method", ["opt-deus", "avg-deus", "lesa"])
+def test_arithmetic_that_would_overflow_is_refused_and_leaves_nothing(llama, tmp_path, method):
+    base = scaled(llama, tmp_path / "base", 1e30)
+    with pytest.raises(DeepenError, match="squares of which float32 does not hold") as caught:
+        deepen.grow(base, tmp_path / "grown", method=method)
+    assert "llama-pro" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]
+
+
+def test_copies_of_any_weights_verify_and_what_is_unsound_is_told(llama, tmp_path):
+    base = scaled(llama, tmp_path / "base", 1e30)
+    record = deepen.grow(base, tmp_path / "grown", method="llama-pro", new_layers=2)
+    (note,) = record.notes
+    assert "is not sound: model.layers.0" in note
+    assert "and 39 more" in note
+    assert deepen.verify(base, tmp_path / "grown").passed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_kept_tensor_that_is_no_number_is_told(llama, tmp_path, value):
+    base = shutil.copytree(llama, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    (note,) = deepen.grow(base, tmp_path / "grown", method="llama-pro", new_layers=1).notes
+    assert "is not sound: model.norm.weight hold" in note
+    assert not deepen.grow(llama, tmp_path / "sound", method="llama-pro", new_layers=1).notes
+
+
+def test_plans_that_miss_their_marginals_are_told_and_iterations_are_as_asked(llama, tmp_path):
+    few = {"solver": "entropic", "regularisation": 1e-3, "max_iterations": 2}
+    record = deepen.grow(llama, tmp_path / "few", options=few)
+    assert any("meets its marginals (solver entropic)" in note for note in record.notes)
+    many = deepen.grow(llama, tmp_path / "many", options=few | {"max_iterations": 10**6})
+    assert not many.notes

@@ -77,3 +77,9 @@ def test_a_tensor_unlike_its_layout_is_refused(tmp_path):
 def test_a_size_that_is_none_is_refused(tmp_path, size):
     with pytest.raises(DeepenError, match="write for example 5GB"):
         ShardWriter(tmp_path, LAYOUT, size)
+
+
+@pytest.mark.parametrize("size", ["infGB", "nanGB", "-1GB", "1e999GB", "5", "GB", 0, -1, "9" * 99])
+def test_what_is_no_size_is_told(tmp_path, size):
+    with pytest.raises(DeepenError, match="is not a size; write for example"):
+        ShardWriter(tmp_path, LAYOUT, size)

@@ -5,12 +5,13 @@ import torch
 
 import gaps
 import tiny
+from deepen import methods
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import as_model
 from deepen.common.errors import DeepenError
 from deepen.growth.fuse import Growth, grown_tensors
 from deepen.growth.preview import config_of, lineage_of
-from deepen.methods.method import Method, between
+from deepen.methods.method import Method, between, parse_options
 from deepen.methods.options import FusedOptions, Options
 from deepen.planning.plan import insert_after
 from deepen.records.growth import GrowRequest
@@ -89,3 +90,17 @@ def test_plain_options_promise_nothing(llama):
 def test_what_is_unasked_or_left_out_is_refused(llama, fuse, sentence):
     with pytest.raises(DeepenError, match=f"{sentence} blocks 2 and 3"):
         gaps.first_block(growth(llama, fuse, FusedOptions())[0])
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "1e999", "1e300", "9" * 5000])
+def test_no_number_of_any_method_may_be_infinite(value):
+    tried = 0
+    for name in methods.names():
+        method = methods.get(name)
+        for option, field in method.options.model_fields.items():
+            if field.annotation in (int, float):
+                tried += 1
+                with pytest.raises(DeepenError, match=f"Option '{option}'") as caught:
+                    parse_options(method, {option: value})
+                assert len(str(caught.value)) < 400
+    assert tried > 20

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import tiny
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.model import as_model
+from deepen.common.errors import DeepenError
 from deepen.planning.cost import _flops, shape_of
 from deepen.planning.footprint import Shape, TrainingStep, sizes
 
@@ -115,3 +116,9 @@ def test_a_block_without_attention_and_ffn() -> None:
         sizes(mamba, DEPTH, [index], False, step)["activation_bytes"] for index in (5, 0)
     )
     assert 0 < top < bottom
+
+
+@pytest.mark.parametrize(("length", "sequences"), [(10**20, 1), (8, 10**20), (0, 1), (8, -1)])
+def test_a_step_that_no_machine_takes_is_refused(length, sequences):
+    with pytest.raises(DeepenError, match="cannot be; ask for 1 to"):
+        TrainingStep(length, sequences)

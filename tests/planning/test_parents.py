@@ -149,3 +149,16 @@ def test_a_first_block_that_is_unlike_all_others_is_not_copied():
     for copies in (True, False):
         with pytest.raises(DeepenError, match=r"a new block above block 0 would be of a kind"):
             with_parents(insert_after(6, [0], copies=copies), anatomy, config)
+
+
+def test_the_nearest_pair_is_found_as_by_trying_all():
+    kinds = "abcacbbca" * 3
+    for gap in range(len(kinds) - 1):
+        found = parents(kinds, gap)
+        pairs = [
+            (upper - lower, kinds[lower] != kinds[gap], lower, upper)
+            for lower in range(gap + 1)
+            for upper in range(gap + 1, len(kinds))
+            if kinds[lower] == kinds[upper]
+        ]
+        assert found == min(pairs)[2:]

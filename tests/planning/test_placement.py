@@ -141,3 +141,18 @@ def test_llama_pro_takes_a_number_that_does_not_divide_the_depth():
 def test_what_does_not_fit_is_refused_with_advice(arguments, sentence):
     with pytest.raises(DeepenError, match=sentence):
         place(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("new", "where", "per_gap"),
+    [
+        (10**6, None, 10**6),
+        (10**20, "uniform", 10**20),
+        (10**6, "periods", 1),
+        (None, "after:" + ",".join(["0"] * 5000), 1),
+        (None, None, 10**20),
+    ],
+)
+def test_a_stack_that_no_machine_holds_is_refused_before_it_is_planned(new, where, per_gap):
+    with pytest.raises(DeepenError, match="at most 4,096 blocks"):
+        place("llama-pro", 8, new, where, per_gap)

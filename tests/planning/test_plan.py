@@ -35,7 +35,22 @@ def test_composition_is_growing_twice():
     assert both.to_json() == [0, [0, 1, 0.5], [0, 0, 0.0], 1, [1, 2, 0.5], 2, [2, 2, 0.0]]
 
 
-@pytest.mark.parametrize("broken", [[0, [0, 1]], [0, "x"], [1, 0], [0, [0, 7, 0.5]], None])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [0, [0, 1]],
+        [0, "x"],
+        [1, 0],
+        [0, [0, 7, 0.5]],
+        None,
+        [0, [0, 0, 2.0]],
+        [0, [0, 0, float("nan")]],
+        [0, [float("inf"), 0, 0.5]],
+        [0, [0.5, 0, 0.5]],
+        [0, [-1, 0, 0.5]],
+        [0, [0, 0, 0, 0]],
+    ],
+)
 def test_a_broken_json_form_is_one_sentence(broken):
     with pytest.raises(DeepenError, match="no valid plan"):
         Plan.from_json(broken)

@@ -45,3 +45,16 @@ def test_units_of_spread_work_in_place():
 def test_a_constant_cost_stays_finite():
     constant = torch.full((5, 3), 2.0)
     assert torch.equal(cost.in_units_of_spread(constant.clone()), constant)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-3, 1.0, 300.0, 1e18, 1e30])
+def test_a_tensor_in_range_keeps_every_digit(factor):
+    plain = factor * _normal(1, 40, 16)
+    moved = cost.in_range(plain)
+    assert 0.5 <= moved.abs().max() <= 1
+    assert torch.equal(moved.frexp().mantissa, plain.frexp().mantissa)
+
+
+def test_nothing_is_in_range():
+    assert not cost.in_range(torch.zeros(2, 3)).any()
+    assert cost.in_range(torch.empty(0, 3)).shape == (0, 3)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from deepen.base.anatomy import Block, BlockAnatomy, Role
 from deepen.common.errors import DeepenError
 from deepen.transport.assignment import assign
+from deepen.transport.cost import in_range
 
 _PROBES = 16
 _FFN: tuple[Role, ...] = ("gate", "up", "ffn_output")
@@ -154,7 +155,7 @@ def _signatures(block: Block, anatomy: BlockAnatomy) -> Tensor:
             neurons = block[name].float().T if down else _folded(block, anatomy, name)
             generator = torch.Generator().manual_seed(seed)
             probes = torch.randn(neurons.shape[1], _PROBES, generator=generator)
-            sketches.append(neurons @ probes.to(neurons.device))  # [ffn, probes]
+            sketches.append(in_range(neurons @ probes.to(neurons.device)))  # [ffn, probes]
         *first, last = sketches
         pairs = (
             first[0] if len(first) == 1 else (first[0][:, :, None] * first[1][:, None]).flatten(1)

@@ -27,7 +27,10 @@ from deepen.transport.heads import (
     match_attention,
 )
 from deepen.transport.neurons import Ffn, NeuronMatch, apply_ffn, keep_neurons, match_ffn
+from deepen.transport.sinkhorn import warn_of_marginals
 
+MAX_ITERATIONS = 10_000
+"""Upper limit of Sinkhorn iterations where nobody asks for another."""
 _PER_GROUP: tuple[Axis, ...] = ("key_value", "value", "kv_heads", "group_indexer_query")
 _PER_HEAD: tuple[Axis, ...] = ("query", "attended", "heads")
 
@@ -56,6 +59,7 @@ class Matcher:
         anatomy: BlockAnatomy,
         *,
         reg: float | None = None,
+        max_iterations: int = MAX_ITERATIONS,
         similarity: Similarity | None = None,
     ) -> None:
         """Match nothing yet.
@@ -65,10 +69,12 @@ class Matcher:
             above: The upper block, B.
             anatomy: What both are made of.
             reg: ``None`` for exact assignment of neurons, else entropic regularisation.
+            max_iterations: Upper limit of Sinkhorn iterations for one entropic plan.
             similarity: What neurons and heads are matched by instead of by their weights.
         """
         self._given, self.above, self.anatomy = below, above, anatomy
         self._reg, self._similarity = reg, similarity or Similarity()
+        self._max_iterations = max_iterations
         self._neurons: dict[str, NeuronMatch | None] = {}
 
     @cached_property
@@ -101,7 +107,14 @@ class Matcher:
         )
         if a is None or b is None:
             return None
-        match = match_ffn(a, b, reg=self._reg, similarity=self._similarity.neurons.get(unit))
+        match = match_ffn(
+            a,
+            b,
+            reg=self._reg,
+            similarity=self._similarity.neurons.get(unit),
+            max_iterations=self._max_iterations,
+        )
+        warn_of_marginals(match.marginal_error, "solver entropic")
         if self.anatomy.bilinear and not beside(self.anatomy, self._axis(unit), unit):
             return match
         ones = torch.ones_like(match.balance_below)
@@ -221,15 +234,17 @@ def match_pairs(
     device: torch.device,
     *,
     reg: float | None = None,
+    max_iterations: int = MAX_ITERATIONS,
     similar: Mapping[Pair, Similarity] | None = None,
 ) -> dict[Pair, Matcher]:
     """Return a matcher for each pair of a model's blocks; see ``Matcher``."""
     return {
         (below, above): Matcher(
-            model.block(below, device),
-            model.block(above, device),
+            model.block(below, device, fused=True),
+            model.block(above, device, fused=True),
             model.anatomy.blocks[below],
             reg=reg,
+            max_iterations=max_iterations,
             similarity=(similar or {}).get((below, above)),
         )
         for below, above in dict.fromkeys(pairs)

@@ -5,6 +5,7 @@ chance gives: the same match against an upper block whose residual dimensions we
 leaves all norms and all relations inside the block as they are, and none between the two.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -33,6 +34,7 @@ from deepen.transport.quality import (
     neuron_quality,
     norm_ratio,
 )
+from deepen.transport.sinkhorn import TransportWarning
 
 REGULARISATION = 0.06
 """Entropic regularisation of the plans that are shown, in units of the cost's spread."""
@@ -197,8 +199,10 @@ def _mean(found: Sequence[MatchQuality]) -> MatchQuality:
 
 
 def _plan(matcher: Matcher) -> NeuronMatch | None:
-    """Return the entropic match of the first FFN's neurons."""
-    return matcher.neurons(matcher.anatomy.units[0]) if matcher.anatomy.units else None
+    """Return the entropic match of the first FFN's neurons, for a picture, however it converged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TransportWarning)
+        return matcher.neurons(matcher.anatomy.units[0]) if matcher.anatomy.units else None
 
 
 class _Shuffled(Mapping[str, Tensor]):

@@ -1,5 +1,6 @@
 """An opened checkpoint as every stage sees it: a source, its anatomy, its blocks."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,37 +11,51 @@ import torch
 from torch import Tensor
 
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
-from deepen.base.checkpoint import Source, is_finite, positions_of, transformers_config
+from deepen.base.checkpoint import Source, magnitude, positions_of, transformers_config
 from deepen.base.hub import open_checkpoint
 from deepen.base.memory import InMemory
 from deepen.base.text import tokenizer_of
 from deepen.common.errors import DeepenError
+from deepen.records.growth import read_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OVERFLOWS = 2.0**63
+"""Above this, squares of values are no float32: a model that holds such computes no numbers."""
+
+
 class LazyBlock(Mapping[str, Tensor]):
     """One block whose logical tensors are loaded, checked and moved to a device on access."""
 
-    def __init__(self, source: Source, anatomy: Anatomy, index: int, device: torch.device) -> None:
+    def __init__(
+        self, source: Source, anatomy: Anatomy, index: int, device: torch.device, *, fused: bool
+    ) -> None:
         """Remember where the tensors are; load none."""
-        self._source, self._index, self._device = source, index, device
+        self._source, self._index, self._device, self._fused = source, index, device, fused
         self._family, self._anatomy = anatomy.family, anatomy.blocks[index]
 
     def __getitem__(self, logical: str) -> Tensor:
         """Load one logical tensor in its stored dtype.
 
         Raises:
-            DeepenError: It holds NaN or Inf.
+            DeepenError: It holds NaN or Inf, or is to be computed with and too large for that.
         """
         place = self._anatomy.places[logical]
         name = self._family.name(self._index, place.suffix)
         tensor = place.read(self._source.load(name), self._anatomy.sizes)
-        if not is_finite(tensor):
+        largest = magnitude(tensor)
+        if not math.isfinite(largest):
             raise DeepenError(
                 f"Source block {self._index} holds NaN or Inf in tensor {name!r}; "
                 f"new blocks made from it would be broken, so give it a sound checkpoint."
+            )
+        if self._fused and largest > OVERFLOWS:
+            raise DeepenError(
+                f"Source block {self._index} holds values up to {largest:.2g} in tensor {name!r}, "
+                f"the squares of which float32 does not hold; give it a sound checkpoint, or a "
+                f"method that copies (llama-pro)."
             )
         return _aligned(tensor).to(self._device)
 
@@ -103,9 +118,15 @@ class Model:
         """Load the tokenizer; see ``tokenizer_of``."""
         return tokenizer_of(self.source)
 
-    def block(self, index: int, device: torch.device) -> LazyBlock:
-        """Return one block, to be loaded on access."""
-        return LazyBlock(self.source, self.anatomy, index, device)
+    def block(self, index: int, device: torch.device, *, fused: bool = False) -> LazyBlock:
+        """Return one block, to be loaded on access.
+
+        Args:
+            index: Which one.
+            device: Where its tensors are wanted.
+            fused: Whether something is computed of them, beside copies.
+        """
+        return LazyBlock(self.source, self.anatomy, index, device, fused=fused)
 
     def parameters_of(self, index: int) -> int:
         """Return the number of parameters of one block."""
@@ -139,6 +160,7 @@ def as_model(source: Source) -> Model:
         if refusal.when(resolved):
             raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
     anatomy = dissect(family, resolved, source.shapes)
+    _check_lineage(source, anatomy.depth)
     for index, block in enumerate(anatomy.blocks):
         for suffix, spec in block.stored.items():
             info = source.infos[anatomy.family.name(index, suffix)]
@@ -154,6 +176,26 @@ def as_model(source: Source) -> Model:
             f"embeddings (tie_word_embeddings); fetch or export it again."
         )
     return Model(source, resolved, anatomy)
+
+
+def _check_lineage(source: Source, depth: int) -> None:
+    """Hold a ``deepen`` entry to the number of blocks that there are.
+
+    Raises:
+        DeepenError: It tells of another number.
+    """
+    lineage = read_entry(source.config)
+    if lineage is None:
+        return
+    told = len(lineage.steps[-1].plan) if lineage.steps else depth
+    trained = [t.blocks for t in lineage.trainings if t.after_steps == len(lineage.steps)]
+    highest = max((block for blocks in trained for block in blocks), default=0)
+    if told != depth or highest >= depth:
+        raise DeepenError(
+            f"The deepen entry of {source.name} tells of {max(told, highest + 1)} blocks, and "
+            f"there are {depth}; restore config.json, or take the entry out of it if blocks were "
+            f"changed by other means."
+        )
 
 
 def _family(source: Source) -> Family:

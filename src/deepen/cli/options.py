@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepen.common.errors import DeepenError
+from deepen.common.settings import validate
 from deepen.records.growth import GrowRequest
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         fields = {name: values.pop(name) for name in GrowRequest.model_fields}
         fields["options"] = _method_options(fields["options"] or [])
-        command(**values, request=GrowRequest(**fields))
+        command(**values, request=validate(GrowRequest, fields, "the request"))
 
     parameters: list[Parameter] = []
     for own in signature(command).parameters.values():

@@ -1,5 +1,6 @@
 """Walk a plan: yield the grown model's tensors, a few in memory at a time."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deepen.base.anatomy import BlockAnatomy, Role, TensorSpec
-from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite
-from deepen.base.model import Model
+from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite, magnitude
+from deepen.base.model import OVERFLOWS, Model
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.seeds import generator_for
@@ -95,7 +96,7 @@ def grown_tensors(
         DeepenError: A source block holds NaN or Inf, or the method made an unusable tensor.
     """
     base, blocks, family = growth.base, growth.plan.blocks, growth.base.family
-    made = set()
+    made, unsound = set(), list[str]()
     # Bottom to top, so that shards are finished one after the other.
     for name, origin in origins(base, growth.plan).items():
         if not wanted(name):
@@ -103,13 +104,24 @@ def grown_tensors(
         place = family.split(name)
         block = blocks[place[0]] if place and place[0] < len(blocks) else None
         if place is None or not isinstance(block, Insert) or _is_buffer(base, block, place[1]):
-            yield name, base.source.load(origin)
+            kept = base.source.load(origin)
+            if not magnitude(kept) <= OVERFLOWS:
+                unsound.append(origin)
+            yield name, kept
         elif place[0] not in made:
             made.add(place[0])
             for suffix, tensor in new_block(growth, block):
                 if wanted(family.name(place[0], suffix)):
                     yield family.name(place[0], suffix), tensor
             return_freed_memory()
+    if unsound:
+        more = f" and {len(unsound) - 3} more" if len(unsound) > 3 else ""
+        warnings.warn(
+            f"{base.source.name} is not sound: {', '.join(unsound[:3])}{more} "
+            f"hold NaN, Inf or values above {OVERFLOWS:.2g}, and are kept as they are; such a "
+            f"model computes no numbers.",
+            stacklevel=2,
+        )
 
 
 def _is_buffer(base: Model, insert: Insert, suffix: str) -> bool:
@@ -171,7 +183,10 @@ def logical_tensors(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tenso
     who, where = _said(growth, insert)
     silent_ones = {n: spec for n, spec in anatomy.block.items() if options.silences(spec)}
     missing = {n: spec for n, spec in anatomy.block.items() if n not in silent_ones}
-    below, above = (base.block(index, growth.device) for index in (insert.below, insert.above))
+    below, above = (
+        base.block(index, growth.device, fused=insert.below != insert.above)
+        for index in (insert.below, insert.above)
+    )
     gap = Gap(below, above, anatomy, insert, dict(missing), growth.prepared.state)
     for name, tensor in growth.method.fuse(options, gap):
         if name not in missing:

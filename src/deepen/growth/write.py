@@ -7,6 +7,7 @@ range, then the bytes. All of that is known before the first tensor is made.
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from deepen.common.errors import DeepenError
 
 INDEX = "model.safetensors.index.json"
 _UNFINISHED = ".part"
+_SIZE = re.compile(r"\s*\d{1,12}(\.\d{1,12})?\s*[KMGT]B\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,17 @@ class ShardWriter:
         Raises:
             DeepenError: The shard size is not a size.
         """
-        try:
-            self._split = split_state_dict_into_shards_factory(
-                dict(layout),
-                get_storage_size=lambda info: info.nbytes,
-                filename_pattern="model{suffix}.safetensors",
-                max_shard_size=max_shard_size,
-            )
-        except (ValueError, KeyError):
+        size = max_shard_size
+        if not (_SIZE.fullmatch(size) if isinstance(size, str) else size > 0):
             raise DeepenError(
-                f"Shard size {max_shard_size!r} is not a size; write for example 5GB or 500MB."
-            ) from None
+                f"Shard size {str(size)[:80]!r} is not a size; write for example 5GB or 500MB."
+            )
+        self._split = split_state_dict_into_shards_factory(
+            dict(layout),
+            get_storage_size=lambda info: info.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=size,
+        )
         self._folder, self._layout = folder, layout
         self._open: dict[str, tuple[Shard, BufferedRandom]] = {}
         self._missing = {

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from deepen.methods.mean import blended
 from deepen.methods.method import Gap, Method, between
-from deepen.methods.options import BlendedOptions
+from deepen.methods.options import LARGEST, BlendedOptions
 
 
 class Options(BlendedOptions):
     """Options of Avg-DeUS."""
 
-    output_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    output_scale: float = Field(default=1.0, ge=0, le=LARGEST)
     """What is kept of the output projections: `1` is the paper's, `0` keeps the base's function."""
 
 

@@ -26,7 +26,7 @@ from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress
 from deepen.methods.mean import interpolate, with_mean_norms
 from deepen.methods.method import Gap, Method, Prepared, Stack, between
-from deepen.methods.options import FusedOptions
+from deepen.methods.options import LARGEST, FusedOptions
 from deepen.planning.placement import PlacementRequest
 from deepen.planning.plan import Plan
 
@@ -34,16 +34,16 @@ from deepen.planning.plan import Plan
 class Options(FusedOptions):
     """Options of LESA."""
 
-    output_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    output_scale: float = Field(default=1.0, ge=0, le=LARGEST)
     """What is kept of the output projections: `1` is the paper's, `0` keeps the base's function."""
 
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=10, ge=1, le=10_000)
     """Passes over the training rows of one kind of weight."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=2**20)
     """Rows in one training step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
     """Learning rate of AdamW."""
-    hidden: int = Field(default=256, ge=1)
+    hidden: int = Field(default=256, ge=1, le=2**14)
     """Width of the MLP's two hidden layers."""
     norm_weight: float = Field(default=5e-4, ge=0, le=1)
     """λ: weight of the squared difference of norms in the loss, beside the mean squared error."""
@@ -112,7 +112,7 @@ def prepare(options: Options, stack: Stack) -> Prepared:
             "LESA learns each weight from the same weight of every block, and experts have no "
             "order across blocks; choose another method."
         )
-    blocks = [stack.model.block(index, stack.device) for index in range(anatomy.depth)]
+    blocks = [stack.model.block(index, stack.device, fused=True) for index in range(anatomy.depth)]
     return Prepared(learn(options, blocks, anatomy.blocks[0], stack.seed, stack.progress))
 
 

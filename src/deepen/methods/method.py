@@ -154,7 +154,8 @@ def parse_options(method: Method, values: Mapping[str, object]) -> Options:
             raise DeepenError(
                 f"Options of {method.name!r} contradict each other: {reason}."
             ) from None
+        given = repr(problem["input"])
         raise DeepenError(
-            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {problem['input']!r}: "
+            f"Option {problem['loc'][0]!r} of {method.name!r} cannot be {given[:80]}: "
             f"{problem['msg'][0].lower()}{problem['msg'][1:]}."
         ) from None

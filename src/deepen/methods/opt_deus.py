@@ -66,7 +66,14 @@ def prepare(options: Options, stack: Stack) -> Prepared:
         if options.calibration
         else None
     )
-    matchers = match_pairs(stack.model, pairs, stack.device, reg=reg, similar=similar)
+    matchers = match_pairs(
+        stack.model,
+        pairs,
+        stack.device,
+        reg=reg,
+        max_iterations=options.max_iterations,
+        similar=similar,
+    )
     if reg is not None:  # a neuron that is spread over several computes something else by design
         return Prepared(matchers)
     return Prepared(*proven(stack.model, matchers, stack.device, stack.progress))

@@ -8,10 +8,16 @@ if TYPE_CHECKING:
     from deepen.base.anatomy import TensorSpec
 
 
-class Options(BaseModel):
-    """A method's own options; each field's docstring is its help text."""
+LARGEST = 1e6
+"""Largest factor on weights: far beyond any that learns, and far from float32's overflow."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+class Options(BaseModel):
+    """A method's own options; each field's docstring is its help text. Numbers are finite."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def silences(self, spec: "TensorSpec") -> bool:
         """Whether a tensor of a new block gets its silent value, whatever the method would make."""
@@ -30,13 +36,13 @@ class FusedOptions(Options):
     makes.
     """
 
-    output_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    output_scale: float = Field(default=0.0, ge=0, le=LARGEST)
     """What is kept of the output projections: `0` keeps the base's function, `1` all of them."""
     restore_norms: bool = False
     """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks."""
-    feature_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    feature_scale: float = Field(default=1.0, gt=0, le=LARGEST)
     """Factor on value and up projections, and so on what the output projections learn from."""
-    output_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    output_noise: float = Field(default=0.0, ge=0, le=LARGEST)
     """Size of random values that silent output projections start at instead of zero, relative to
     the parent's, for quantisers that divide by the largest value of a group; `0.001` is plenty."""
 

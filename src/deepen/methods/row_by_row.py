@@ -12,7 +12,6 @@ at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move wit
 weight. The two readings differ in T alone (``Solve``).
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
@@ -24,12 +23,9 @@ from deepen.alignment.experts import matched_experts
 from deepen.base.anatomy import Role
 from deepen.methods.mean import interpolate, is_hidden, restores, with_row_norms
 from deepen.methods.method import Gap
-from deepen.methods.options import BlendedOptions
+from deepen.methods.options import LARGEST, BlendedOptions
 from deepen.transport import cost, sinkhorn
-from deepen.transport.sinkhorn import Transport
 
-# POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
-_WORST_MARGINALS = 1e-2
 _ALIGNED: tuple[Role, ...] = ("query", "key", "value", "gate", "up")
 
 Solve = Callable[[Tensor, Tensor], Tensor]
@@ -45,12 +41,12 @@ class FidelityOptions(BlendedOptions):
     restore_norms: bool = True
     """Whether fused rows get the parents' mean norm back, which averaging unlike rows shrinks; by
     default only in `structured`."""
-    regularisation: float = Field(default=0.06, gt=0)
+    regularisation: float = Field(default=0.06, ge=1e-6, le=LARGEST)
     """Entropic regularisation of `normalised` and of `solver=entropic`, in units of the cost's
     spread."""
-    distance_regularisation: float = Field(default=0.06, gt=0)
+    distance_regularisation: float = Field(default=0.06, ge=1e-6, le=LARGEST)
     """Entropic regularisation of `published`, in units of the distance between rows of weights."""
-    max_iterations: int = Field(default=10_000, ge=1)
+    max_iterations: int = Field(default=10_000, ge=1, le=10_000_000)
     """Upper limit of Sinkhorn iterations for one plan."""
 
     @property
@@ -95,7 +91,8 @@ def published(regularisation: float, max_iterations: int) -> Solve:
 
     def solve(a: Tensor, b: Tensor) -> Tensor:
         solved = sinkhorn.pot(cost.euclidean(a, b), regularisation, max_iterations)
-        return _checked(solved, "published").plan
+        sinkhorn.warn_of_marginals(solved.marginal_error, "fidelity published")
+        return solved.plan
 
     return solve
 
@@ -116,22 +113,13 @@ def normalised(regularisation: float, max_iterations: int) -> Solve:
             # A new block that has not been trained yet has zero output projections: there is
             # nothing to match, and a uniform plan would average all rows away.
             return torch.eye(len(b), device=b.device)
-        distances = cost.in_units_of_spread(cost.euclidean(a, b))
+        joined = cost.in_range(torch.cat([a, b]))
+        distances = cost.in_units_of_spread(cost.euclidean(*joined.split([len(a), len(b)])))
         solved = sinkhorn.stabilised(distances, regularisation, max_iterations)
-        return _checked(solved, "normalised").plan.mul_(len(b))
+        sinkhorn.warn_of_marginals(solved.marginal_error, "fidelity normalised")
+        return solved.plan.mul_(len(b))
 
     return solve
-
-
-def _checked(solved: Transport, fidelity: str) -> Transport:
-    """Warn of a plan that does not meet its marginals."""
-    if solved.marginal_error > _WORST_MARGINALS:
-        warnings.warn(
-            f"Sinkhorn found no plan that meets its marginals (fidelity {fidelity}).",
-            sinkhorn.TransportWarning,
-            stacklevel=3,
-        )
-    return solved
 
 
 def row_by_row(options: FidelityOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:

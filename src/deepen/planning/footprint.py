@@ -21,9 +21,11 @@ and 2 times as much (Gemma 2, whose norms, activation function and logits' cap k
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepen.common.errors import DeepenError
 from deepen.records.cost import Precision
 
 _FLOAT32 = 4  # bytes
+_MOST_TOKENS = 2**30
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ class TrainingStep:
     activation_checkpointing: bool = False
     fused_loss: bool = False
     optimizer_states: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse steps that no machine takes.
+
+        Raises:
+            DeepenError: There are none, or too many, sequences or tokens in one.
+        """
+        for name, given in (("sequences", self.sequences), ("tokens", self.sequence_length)):
+            if not 1 <= given <= _MOST_TOKENS:
+                raise DeepenError(
+                    f"A training step of {given} {name} cannot be; ask for 1 to {_MOST_TOKENS:,}."
+                )
 
     @property
     def tokens(self) -> int:

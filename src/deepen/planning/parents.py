@@ -67,11 +67,13 @@ def _by_type(insert: Insert, anatomy: Anatomy, types: _Types) -> Insert:
 
 def _nearest(insert: Insert, types: _Types, allowed: Sequence[int]) -> tuple[int, int] | None:
     """Return the nearest two allowed blocks around a new one that are of the same type."""
+    # Of every type the last block below and the first above; no other pair is nearer.
+    lowers = {types[index]: index for index in allowed if index <= insert.below}
+    uppers = {types[index]: index for index in reversed(allowed) if index >= insert.above}
     choices = [
-        (upper - lower, types[lower] != types[insert.below], lower, upper)
-        for lower in allowed
-        for upper in allowed
-        if lower <= insert.below and insert.above <= upper and types[lower] == types[upper]
+        (uppers[kind] - lower, kind != types[insert.below], lower, uppers[kind])
+        for kind, lower in lowers.items()
+        if kind in uppers
     ]
     return min(choices)[2:] if choices else None
 

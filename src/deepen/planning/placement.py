@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deepen.common.errors import DeepenError, unknown
 from deepen.planning.pattern import Rule, spread_periods
-from deepen.planning.plan import Insert, Keep, Plan, insert_after
+from deepen.planning.plan import MOST_BLOCKS, Insert, Keep, Plan, insert_after
 
 NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
 PERIODS = "periods"
@@ -63,7 +63,7 @@ def parse(text: str) -> Placement:
             return Placement("after", tuple(sorted(int(part) for part in rest.split(","))))
         except ValueError:
             raise DeepenError(
-                f"Placement {text!r} is not a list of blocks; write for example after:3,4,5."
+                f"Placement {text[:80]!r} is not a list of blocks; write for example after:3,4,5."
             ) from None
     if text not in (*NAMES, PERIODS):
         raise unknown("placement", text, [*NAMES, PERIODS, "after:3,4,5"])
@@ -86,6 +86,13 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     depth, per_gap, placement = request.depth, request.per_gap, request.placement
     if per_gap < 1:
         raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
+    listed = len(placement.after) if placement else 0
+    for new in (request.new_layers or 0, per_gap, listed):
+        if depth + new > MOST_BLOCKS:
+            raise DeepenError(
+                f"A grown model has at most {MOST_BLOCKS:,} blocks, and {new} new ones on {depth} "
+                f"are more; ask for fewer."
+            )
     placement = placement or Placement(default)
     slots = depth if copies else depth - 1
     if placement.name == "after":

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from deepen.common.errors import DeepenError
 
+MOST_BLOCKS = 4096
+"""Depth of the deepest grown model: a request for more is a slip, and would take hours to plan."""
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -56,9 +59,11 @@ class Plan:
         kept = [block.source for block in self.blocks if isinstance(block, Keep)]
         if kept != list(range(self.base_depth)):
             raise ValueError(f"a plan keeps blocks 0..{self.base_depth - 1} in order, not {kept}")
-        for block in self.blocks:
-            if isinstance(block, Insert) and not set(block.parents) <= set(kept):
+        for block in self.inserts:
+            if not 0 <= block.below <= block.above < self.base_depth:
                 raise ValueError(f"{block} names a block that the base does not have")
+            if not 0 <= block.t <= 1:
+                raise ValueError(f"{block} does not lie between its parents")
 
     @property
     def depth(self) -> int:
@@ -110,16 +115,24 @@ class Plan:
             DeepenError: It is not such a list.
         """
         try:
-            parsed = tuple(
-                Keep(b) if isinstance(b, int) else Insert(int(b[0]), int(b[1]), float(b[2]))
-                for b in blocks
-            )
+            parsed = tuple(Keep(b) if isinstance(b, int) else _insert(*b) for b in blocks)
             return cls(sum(isinstance(block, Keep) for block in parsed), parsed)
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError) as error:
             raise DeepenError(
                 f"The checkpoint's deepen entry holds no valid plan ({error}); "
                 f"grow it again from its base."
             ) from None
+
+
+def _insert(below: float, above: float, t: float) -> Insert:
+    """Read a new block.
+
+    Raises:
+        ValueError: A parent is no whole number.
+    """
+    if not (float(below).is_integer() and float(above).is_integer()):
+        raise ValueError(f"[{below}, {above}, {t}] names no blocks")
+    return Insert(int(below), int(above), float(t))
 
 
 def insert_after(depth: int, after: Iterable[int], *, copies: bool) -> Plan:

@@ -44,7 +44,7 @@ class GrowChoice(Record):
 class GrowRequest(GrowChoice):
     """How to grow: what ``plan``, ``grow`` and ``grow_model`` are asked for."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random."""
     device: str = "auto"
     """Where new blocks are computed: auto, cpu, cuda, cuda:1, …"""

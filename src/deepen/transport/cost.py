@@ -4,6 +4,17 @@ import torch
 from torch import Tensor
 
 
+def in_range(tensor: Tensor) -> Tensor:
+    """Divide a tensor by the power of two next to its largest magnitude.
+
+    What is compared whatever its scale can then be multiplied without overflow, and is rounded as
+    it would have been: a power of two changes no digit.
+    """
+    largest = tensor.abs().amax() if tensor.numel() else tensor.new_zeros(())
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)
+    return torch.ldexp(tensor, -exponent)
+
+
 def euclidean(rows_a: Tensor, rows_b: Tensor) -> Tensor:
     """Return all distances ‖a_i - b_j‖ between rows ``[n, d]`` and ``[m, d]`` as ``[n, m]``."""
     return torch.cdist(rows_a, rows_b)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepen.transport.cost import in_range
 from deepen.transport.gauge import Planes, to_planes
 
 
@@ -35,7 +36,7 @@ def head_similarity(a: Heads, b: Heads, rotary_dims: int, planes: Planes) -> Ten
 
     A product of zeros is similar to nothing.
     """
-    a, b = (Heads(*(rows.float() for rows in x)) for x in (a, b))
+    a, b = (Heads(*(in_range(rows.float()) for rows in x)) for x in (a, b))
     written = _cosines(
         _products(a.output, a.value, b.output, b.value),
         _squares(a.output, a.value),

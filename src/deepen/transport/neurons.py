@@ -21,7 +21,7 @@ from torch import Tensor
 from deepen.common.errors import DeepenError
 from deepen.transport.alike import require_alike
 from deepen.transport.assignment import assign, best_share, choose_rows
-from deepen.transport.cost import in_units_of_spread
+from deepen.transport.cost import in_range, in_units_of_spread
 from deepen.transport.sinkhorn import stabilised
 
 # Below this share of the largest norm, the up/down scale of a neuron is rounding, not information.
@@ -214,6 +214,7 @@ def _parts(ffn: Ffn, scale_free: bool) -> tuple[Tensor | None, Tensor, Tensor]:
 
 def _normal(rows: Tensor, scale_free: bool) -> Tensor:
     """Divide rows by their norms, or by the root mean square of all norms; zeros stay zero."""
+    rows = in_range(rows)
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     unit = norms if scale_free else norms.square().mean().sqrt()
     return rows / torch.where(unit > 0, unit, 1)

@@ -18,8 +18,28 @@ _CHECK_EVERY = 10
 _CHUNK_ELEMENTS = 2**20
 
 
+# POT's own threshold lies at float32's noise: plans that miss it can be as good as any.
+_WORST_MARGINALS = 1e-2
+
+
 class TransportWarning(UserWarning):
     """A plan that does not meet its marginals as well as it should."""
+
+
+def warn_of_marginals(error: float, how: str) -> None:
+    """Warn of a plan that does not meet its marginals.
+
+    Args:
+        error: How far it misses them; NaN misses them too.
+        how: What asked for the plan, for the sentence.
+    """
+    if not error <= _WORST_MARGINALS:
+        warnings.warn(
+            f"Sinkhorn found no plan that meets its marginals ({how}); allow more with "
+            f"max_iterations, or raise the regularisation.",
+            TransportWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

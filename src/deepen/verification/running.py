@@ -15,6 +15,7 @@ from deepen.records.verification import Check
 
 _NEW = 4
 """How many tokens are generated: each costs a pass over all weights."""
+_MOST_LOGITS = 2**31
 _TOLERANCE = 1e-3
 """Relative to the largest logit; sums in another order differ by float32's rounding."""
 _CACHES = ("past_key_values", "cache_params", "state")
@@ -30,7 +31,10 @@ def run_both(
     progress("running the grown model", 0.5)
     after = logits(grown, tokens, device)
     progress("compared", 1.0)
-    return float((after - before).abs().max()), kl_nats_per_token(before, after)
+    # What is no number in both is no difference.
+    same = (after == before) | (after.isnan() & before.isnan())
+    difference = float((after - before).masked_fill(same, 0.0).abs().max())
+    return difference, kl_nats_per_token(before, after)
 
 
 def kl_nats_per_token(base_logits: Tensor, grown_logits: Tensor) -> float:
@@ -50,6 +54,11 @@ def sample_tokens(base: Model, text: str | None, sequences: int, length: int) ->
         are random.
     """
     shape = (sequences, min(length, base.positions or length))
+    if not 0 < shape[0] * shape[1] * int(base.resolved["vocab_size"]) <= _MOST_LOGITS:
+        raise DeepenError(
+            f"{shape[0]} sequences of {shape[1]} tokens are none to run a model of this vocabulary "
+            f"on: at most {_MOST_LOGITS:,} logits are held; give other numbers."
+        )
     given = PASSAGE if text is None else text
     try:
         ids = base.tokenizer()(given, add_special_tokens=False)["input_ids"]
