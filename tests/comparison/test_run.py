@@ -141,6 +141,22 @@ def test_what_nobody_expected_leaves_its_traceback_in_a_file(folder):
     assert (folder / "worse/arms/solar/error.txt").read_text() == "Traceback …"
 
 
+def test_one_study_at_a_time_runs_at_an_output_and_says_what_is_kept_when_it_is_ended(folder):
+    refused = []
+    given = Study.model_validate(settings(folder, output=str(folder / "ended"), arms=["base"]))
+
+    def end(stage, share):
+        with pytest.raises(DeepenError, match="Another run"):
+            compare(given)
+        refused.append(stage)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        compare(given, progress=end)
+    assert refused
+    assert ended.value.__notes__[0].startswith("0 of 2 runs are recorded, and the same command")
+
+
 def test_at_least_one_arm_runs_at_once(folder):
     with pytest.raises(DeepenError, match="jobs is 0"):
         compare(Study.model_validate(settings(folder)), jobs=0)

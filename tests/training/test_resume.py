@@ -78,6 +78,19 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(recipe: Make) -> 
     assert losses(record) == losses(train(recipe(output="whole"), "cpt"))
 
 
+@pytest.mark.parametrize(
+    ("share", "told"), [(1 / 6, "starts from the first step"), (5 / 6, "goes on after step 4")]
+)
+def test_whatever_ends_a_run_says_what_is_kept(recipe: Make, share: float, told: str) -> None:
+    def progress(stage: str, done: float) -> None:
+        if stage.startswith("cpt") and done >= share:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        train(recipe(), "cpt", progress=progress)
+    assert ended.value.__notes__ == [f"the same command {told}"]
+
+
 def test_a_second_run_on_one_output_is_refused_while_the_first_one_runs(recipe: Make) -> None:
     refused: list[str] = []
 

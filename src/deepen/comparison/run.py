@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
@@ -62,8 +62,25 @@ def compare(
         raise DeepenError(f"jobs is {jobs}; at least one arm must run at once.")
     study = settle(checked(study))
     check_texts(study)
-    with locked(Path(study.output)):
+    with locked(Path(study.output)), _kept_told(study):
         return _compare(study, jobs, progress, tell)
+
+
+@contextmanager
+def _kept_told(study: Study) -> Iterator[None]:
+    """Note on whatever ends a study early, bad input apart, what is kept of it."""
+    try:
+        yield
+    except DeepenError:
+        raise
+    except BaseException as error:
+        file = Path(study.output) / RECORDS
+        lines = file.read_bytes().count(b"\n") if file.is_file() else 0
+        error.add_note(
+            f"{lines} of {len(study.all_arms) * len(study.seeds)} runs are recorded, and the same "
+            f"command goes on from there, an arm under way from its last checkpoint"
+        )
+        raise
 
 
 def _compare(

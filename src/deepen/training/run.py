@@ -81,7 +81,12 @@ def train(
                 folder.drop_broken(tell)
         elif rank() == 0:
             folder.clear()
-        with _random_state_kept(), quiet_transformers(), folder.full_disk_explained():
+        with (
+            _random_state_kept(),
+            quiet_transformers(),
+            folder.kept_told(),
+            folder.full_disk_explained(),
+        ):
             return _run(_prepare(recipe, stage, progress, tell), callbacks, progress, tell)
 
 

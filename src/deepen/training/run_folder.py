@@ -154,6 +154,19 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.data, ignore_errors=True)
 
+    @contextmanager
+    def kept_told(self) -> Iterator[None]:
+        """Note on whatever ends a run early, bad input apart, what is kept of it."""
+        try:
+            yield
+        except DeepenError:
+            raise
+        except BaseException as error:
+            last = last_checkpoint(self.checkpoints)
+            where = f"goes on after step {_step(last):,}" if last else "starts from the first step"
+            error.add_note(f"the same command {where}")
+            raise
+
     def check_disk(self, trained_parameters: int, weight_bytes: int) -> None:
         """Refuse to start what the disk cannot hold.
 
@@ -233,6 +246,11 @@ def damage(checkpoint: Path) -> str | None:
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the latest checkpoint in a folder that is marked as whole."""
     return next(reversed(_marked(folder)), None)
+
+
+def _step(checkpoint: Path) -> int:
+    """Return the step that a checkpoint is of."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _marked(folder: Path) -> list[Path]:

@@ -1,0 +1,42 @@
+"""What tests of faults share: processes that may die, and counts for docs/reliability.md."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Tally = Callable[[str, str], None]
+"""Called with what was done and what was found."""
+TABLE = Path(__file__).parents[1] / "docs" / "reliability.md"
+
+
+def in_child(do: Callable[[], object]) -> int:
+    """Run a function in a forked process; return its exit code, which is negative by a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            do()
+        except BaseException:  # the parent's test must not go on in the child
+            os._exit(99)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tally_of(name: str) -> Iterator[Tally]:
+    """Yield what counts; at the end the counts go where the docs have a place of that name."""
+    rows: dict[str, Counter[str]] = {}
+    yield lambda what, found: rows.setdefault(what, Counter()).update([found])
+    if not os.environ.get("DEEPEN_TALLY"):
+        return
+    lines = ["| fault | times | found, and what the next run made of it |", "|---|---|---|"]
+    for what, found in rows.items():
+        told = ", ".join(f"{count} × {result}" for result, count in sorted(found.items()))
+        lines.append(f"| {what} | {sum(found.values())} | {told} |")
+    text = TABLE.read_text(encoding="utf-8")
+    begin, end = f"<!-- faults: {name} -->\n", f"<!-- /faults: {name} -->"
+    assert begin in text
+    place = f"({re.escape(begin)}).*?({re.escape(end)})"
+    table = "\n".join(lines) + "\n"
+    made = re.sub(place, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
+    TABLE.write_text(made, encoding="utf-8")
