@@ -17,6 +17,7 @@ from deepen.base.checkpoint import FolderSource, as_bytes
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.growth import staging
+from deepen.growth.base_files import BASE_FILES, MANIFEST
 from deepen.growth.fuse import layout
 from deepen.planning.plan import Plan
 
@@ -93,7 +94,7 @@ def test_everything_else_comes_along(llama, tmp_path):
         "additional_chat_templates/tool.jinja",
     }
     assert all(after[name] == before[name] for name in same)
-    written = {"config.json", "README.md", "model.safetensors", "deepen-base.json"}
+    written = {"config.json", "README.md", "model.safetensors", BASE_FILES, MANIFEST}
     assert after.keys() == same | written
 
 
@@ -111,7 +112,7 @@ def test_same_inputs_same_bytes_and_the_record_tells_the_whole(llama, tmp_path):
         == record.trainable_parameters
     )
     planned = deepen.plan(llama, method="lesa", new_layers=2, seed=3).growth
-    told = {"out", "notes", "wall_seconds", "peak_bytes"}
+    told = {"out", "notes", "manifest", "wall_seconds", "peak_bytes"}
     assert planned == record.model_copy(update={k: getattr(planned, k) for k in told})
 
 

@@ -64,7 +64,8 @@ def test_a_pack_is_the_new_blocks_and_no_file_of_the_base(grown: Path, pack: Pat
     opened = open_pack(pack)
     assert {name.split(".")[2] for name in opened.infos} == {"4", "6"}
     files = {name for name in tiny.read(pack) if name.startswith("files/")}
-    assert files == {"files/config.json", "files/README.md", "files/deepen-base.json"}
+    own = ("config.json", "README.md", "deepen-base.json", "deepen-manifest.json")
+    assert files == {f"files/{name}" for name in own}
     assert "license: mit" in (pack / "README.md").read_text()
     assert opened.lineage == open_pack(pack).lineage
     assert str(grown.parent) not in (pack / "pack.json").read_text()

@@ -7,6 +7,7 @@ import pytest
 
 import deepen
 from deepen.common.errors import DeepenError
+from deepen.growth.base_files import MANIFEST
 from deepen.records.growth import FIELD, GrowChoice, GrowRequest, read_lineage
 
 # As version 0.1.0 of November 2026 wrote it, before options had one unit each.
@@ -58,6 +59,7 @@ def test_a_checkpoint_with_such_an_entry_verifies_inspects_and_grows_again(llama
     identity = config[FIELD]["steps"][0]["base"]
     config[FIELD] = BEFORE | {"steps": [BEFORE["steps"][0] | {"base": identity}]}
     (grown / "config.json").write_text(json.dumps(config))
+    (grown / MANIFEST).unlink()
     assert deepen.verify(llama, grown).passed
     assert deepen.inspect(grown).new_blocks == [3, 5, 7]
     deepen.grow(grown, tmp_path / "twice", method="llama-pro", new_layers=2)

@@ -105,6 +105,15 @@ def verify(
     trained: Annotated[
         bool, typer.Option("--trained", help="It was trained by other means than deepen train.")
     ] = False,
+    manifest: Annotated[
+        str | None,
+        typer.Option(
+            "--manifest",
+            metavar="SHA256",
+            help="SHA-256 that its manifest must have, as grow told it.",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="Text to run both on, by default a built-in one.")
     ] = None,
@@ -122,6 +131,7 @@ def verify(
             base,
             grown,
             trained=trained,
+            manifest=manifest,
             text=_read_text(text),
             sequences=sequences,
             length=length,

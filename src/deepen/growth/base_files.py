@@ -19,6 +19,8 @@ from deepen.records.pack import BaseFiles
 
 BASE_FILES = "deepen-base.json"
 """Name of the file."""
+MANIFEST = "deepen-manifest.json"
+"""What was written, beside it: a base that was grown itself has one of its own."""
 
 
 def write_base_files(source: FolderSource, out: Path) -> None:
@@ -39,7 +41,7 @@ def _base_files(source: FolderSource, out: Path) -> BaseFiles:
         weights = {"model.safetensors": Shard.of(source.infos).header[8:].decode()}
     else:
         weights = {file.name: read_header(file) for file in files}
-    names = ["config.json", "README.md", BASE_FILES]
+    names = ["config.json", "README.md", BASE_FILES, MANIFEST]
     names += [] if source.is_pickled or {*weights} == {"model.safetensors"} else [INDEX]
     here = {name: source.folder / name for name in names if (source.folder / name).is_file()}
     return BaseFiles(
@@ -58,7 +60,7 @@ def _base_files(source: FolderSource, out: Path) -> BaseFiles:
 
 def _is_written(name: str) -> bool:
     """Whether a checkpoint's file is written by growing and not copied."""
-    written = name in {"config.json", "README.md", BASE_FILES}
+    written = name in {"config.json", "README.md", BASE_FILES, MANIFEST}
     return written or name.endswith((".safetensors", ".index.json"))
 
 

@@ -2,14 +2,14 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import BlockAnatomy, Role, TensorSpec
+from deepen.base.anatomy import BlockAnatomy, Family, Role, TensorSpec
 from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite, magnitude
 from deepen.base.model import OVERFLOWS, Model
 from deepen.common.errors import DeepenError
@@ -73,6 +73,18 @@ def origins(base: Model, plan: Plan) -> dict[str, str]:
     for name, (after, suffix) in anatomy.trailing.items():
         names[family.name(plan.depth + after, suffix)] = name
     return names | {name: name for name in rest}
+
+
+def new_tensors(family: Family, blocks: Iterable[int], names: Iterable[str]) -> list[str]:
+    """Name the tensors of some blocks.
+
+    Args:
+        family: The model's.
+        blocks: Indices of its new blocks.
+        names: All of its tensors.
+    """
+    new = set(blocks)
+    return [name for name in names if (place := family.split(name)) and place[0] in new]
 
 
 def layout(base: Model, plan: Plan) -> dict[str, TensorInfo]:

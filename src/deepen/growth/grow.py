@@ -15,7 +15,8 @@ from deepen.common.progress import Progress, silent
 from deepen.common.system import peak_resident_bytes
 from deepen.growth.base_files import write_base_files
 from deepen.growth.card import model_card
-from deepen.growth.fuse import Growth, grown_tensors
+from deepen.growth.fuse import Growth, grown_tensors, new_tensors
+from deepen.growth.manifest import write_manifest
 from deepen.growth.preview import (
     check_loads,
     config_of,
@@ -79,12 +80,12 @@ def grow(
         with staged(out, same, record.weight_bytes, resume=resume, overwrite=overwrite) as folder:
             _write_weights(growth, folder, max_shard_size, progress)
             _write_side_files(base, base.source, folder, config, record)
-            if FolderSource(folder).infos != growth.layout:
-                raise RuntimeError(f"what was written to {folder} does not read back as planned")
+            manifest = _write_manifest(growth, base.source, folder)
         proofs = list(growth.prepared.proofs)
     return record.model_copy(
         update={
             "out": str(out),
+            "manifest": manifest,
             "proofs": proofs,
             "notes": [*record.notes, *notes],
             "wall_seconds": time.perf_counter() - started,
@@ -149,6 +150,14 @@ def _write_side_files(
     (folder / "config.json").write_text(text, encoding="utf-8")
     card = model_card(source.folder, record, base.blocks_path)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_manifest(growth: Growth, source: FolderSource, folder: Path) -> str:
+    """Read back what was written, and write what it is; return the SHA-256 of that."""
+    if FolderSource(folder).infos != growth.layout:
+        raise RuntimeError(f"what was written to {folder} does not read back as planned")
+    new = new_tensors(growth.base.family, growth.plan.new_blocks, growth.layout)
+    return write_manifest(folder, source, new)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import ADAPTER
 from deepen.base.text import tokenizer_code, tokenizer_of
 from deepen.common.errors import DeepenError
+from deepen.growth.base_files import MANIFEST
 
 # Weights, training state and code stay behind; every other file of a checkpoint comes along.
 _LEFT_BEHIND = {
@@ -16,20 +17,28 @@ _LEFT_BEHIND = {
     *(".npz", ".tflite", ".py"),
 }
 # An adapter's config too: without its weights, which stay behind, transformers loads nothing.
-_REWRITTEN = {"config.json", "README.md", "trainer_state.json", ADAPTER}
+_REWRITTEN = {"config.json", "README.md", "trainer_state.json", ADAPTER, MANIFEST}
 _INDEX = re.compile(r".*\.index(\..+)?\.json")
 _TEMPLATES = "additional_chat_templates"
 
 
-def copy_side_files(source: Path, out: Path) -> None:
-    """Copy a checkpoint's files, all but those that the new checkpoint writes itself."""
+def side_files(source: Path) -> list[str]:
+    """Name a checkpoint's files that come along, all but those that a new one writes itself."""
+    names = []
     for file in sorted(source.iterdir()):
         wanted = file.suffix not in _LEFT_BEHIND and file.name not in _REWRITTEN
         hidden = file.name.startswith(".") or _INDEX.fullmatch(file.name)
         if file.is_file() and wanted and not hidden:
-            shutil.copyfile(file, out / file.name)
-    if (source / _TEMPLATES).is_dir():
-        shutil.copytree(source / _TEMPLATES, out / _TEMPLATES, dirs_exist_ok=True)
+            names.append(file.name)
+    templates = sorted((source / _TEMPLATES).rglob("*"))
+    return [*names, *(f.relative_to(source).as_posix() for f in templates if f.is_file())]
+
+
+def copy_side_files(source: Path, out: Path) -> None:
+    """Copy a checkpoint's files, all but those that the new checkpoint writes itself."""
+    for name in side_files(source):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, out / name)
 
 
 def tell(source: FolderSource) -> None:

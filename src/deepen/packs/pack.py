@@ -13,7 +13,7 @@ from torch import Tensor
 from deepen.base.checkpoint import FolderSource, TensorInfo
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
-from deepen.growth.base_files import digest_of, relative_files
+from deepen.growth.base_files import MANIFEST, digest_of, relative_files
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import INDEX, Shard, layout_of, read_header, write_file
@@ -97,7 +97,8 @@ def _record(grown: Grown, source: FolderSource, files: Path, progress: Progress)
     files.mkdir()
     copy_side_files(source.folder, files)
     weights = {file.name: read_header(file) for file in source.weight_files}
-    own = ["config.json", "README.md", *([] if {*weights} == {"model.safetensors"} else [INDEX])]
+    own = ["config.json", "README.md", MANIFEST]
+    own += [] if {*weights} == {"model.safetensors"} else [INDEX]
     for name in own:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, files / name)

@@ -198,6 +198,8 @@ class GrowRecord(Record):
     """For each pair of blocks that was aligned, that the aligned one computes what it did."""
     notes: list[str] = Field(default_factory=list)
     """What the user should know: ``.bin`` weights, transport that did not converge."""
+    manifest: str | None = None
+    """SHA-256 of ``deepen-manifest.json``, which has that of every other file."""
     wall_seconds: float | None = None
     """Time taken."""
     peak_bytes: int | None = None

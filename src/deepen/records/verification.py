@@ -1,10 +1,34 @@
-"""What ``verify`` and ``inspect`` found."""
+"""What was written, and what ``verify`` and ``inspect`` found."""
+
+from typing import Literal
 
 from pydantic import ConfigDict, Field, computed_field
 
 from deepen.records.alignment import AlignmentRecord
 from deepen.records.growth import Step
 from deepen.records.record import Record
+
+
+class FileDigest(Record):
+    """One file, as it was written or read."""
+
+    sha256: str
+    """SHA-256 of its bytes."""
+    size_bytes: int
+    """Size."""
+
+
+class Manifest(Record):
+    """What was written: ``deepen-manifest.json`` beside it."""
+
+    format: Literal[1] = 1
+    """Version of this schema."""
+    made_from: dict[str, FileDigest]
+    """Weight files of what was grown or trained, as they were then."""
+    files: dict[str, FileDigest]
+    """Every other file of the checkpoint, by its path inside the folder."""
+    new_tensors: dict[str, str]
+    """Tensor that was made or trained → SHA-256 of its bytes."""
 
 
 class Check(Record):
@@ -34,6 +58,8 @@ class VerifyRecord(Record):
     """Whether the grown model was trained, by its lineage or because the caller says so."""
     checks: list[Check]
     """In the order in which they were made; the ones that need a sound structure come last."""
+    manifest: str | None = None
+    """SHA-256 of the grown model's manifest; ``None`` if it has none."""
     tokens: int = 0
     """Number of tokens that both models were run on."""
     max_abs_logit_difference: float | None = None

@@ -131,7 +131,7 @@ def growth(record: GrowRecord) -> Group:
         ("weights", size(record.weight_bytes)),
     ]
     if record.out is not None:
-        rows.append(("written to", record.out))
+        rows += [("written to", record.out), ("manifest", f"SHA-256 {record.manifest}")]
         rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
     rows += [("note", note) for note in record.notes]
     return Group(facts(rows))

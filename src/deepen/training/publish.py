@@ -20,6 +20,8 @@ from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
 from deepen.base.folder import portable
 from deepen.base.model import Model
 from deepen.common.errors import DivergedError
+from deepen.growth.fuse import new_tensors
+from deepen.growth.manifest import write_manifest
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
@@ -62,7 +64,7 @@ def publish(
         for name, info in source.infos.items()
     }
     needed = sum(info.nbytes for info in layout.values())
-    whole = Whole(model, trains, state)
+    whole, changed = Whole(model, trains, state), list[str]()
     with staged(out, {"trained": source.name}, needed, resume=False, overwrite=True) as folder:
         with closing(ShardWriter(folder, layout, "5GB")) as writer:
             for name, info in layout.items():
@@ -73,12 +75,15 @@ def publish(
                 if after is not None and trained:
                     tensor = after
                     _check_finite(name, tensor.to(DTYPES[info.dtype]), info.dtype)
+                    changed.append(name)
                 elif after is not None:
                     _check_unchanged(name, after, tensor)
                 writer.write(name, tensor.to(DTYPES[info.dtype]).contiguous())
             writer.finish()
         lineage = lineage_after(model, trains, record, dtype)
         _write_side_files(source, folder, dtype, chat_template, record, lineage)
+        new = new_tensors(model.family, lineage.new_blocks, layout)
+        write_manifest(folder, source, {*new, *changed})
 
 
 def _after(

@@ -7,8 +7,7 @@ a difference of exactly 0.0: x + 0 = x in floating point, for all families that 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,25 +17,24 @@ from deepen.base.layers import NeuronSlice
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
 from deepen.common import device as devices
-from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import layout, origins
-from deepen.planning.plan import Insert, Keep, Plan
-from deepen.records.growth import FIELD, BaseIdentity, Step, Training, read_entry
+from deepen.planning.plan import Insert, Plan
+from deepen.records.growth import FIELD
 from deepen.records.verification import Check, VerifyRecord
-from deepen.verification.running import check_generates, run_both, sample_tokens
-from deepen.verification.trained import (
-    block_digest,
-    differs,
-    may_differ,
-    meaning,
-    since,
-    stored_dtype,
-    trained_elsewhere,
+from deepen.verification.claim import Claim, check_lineage, check_of, claim_of
+from deepen.verification.files import (
+    check_base_files,
+    check_side_files,
+    check_written,
+    manifest_digest,
 )
+from deepen.verification.running import check_generates, run_both, sample_tokens
+from deepen.verification.trained import block_digest, differs, may_differ, meaning
 
 _MOVED = "function moved, as this method does"
+_MISSING = object()
 
 
 def verify(
@@ -44,6 +42,7 @@ def verify(
     grown: str | Path,
     *,
     trained: bool = False,
+    manifest: str | None = None,
     text: str | None = None,
     sequences: int = 4,
     length: int = 64,
@@ -61,7 +60,8 @@ def verify(
             folder or a hub id.
         grown: The grown or trained checkpoint.
         trained: Whether it was trained by other means than ``deepen train``, which no lineage
-            tells: what its method trains may then differ, and config.json may be written anew.
+            tells: what its method trains may then differ, and files may be written anew.
+        manifest: SHA-256 that the manifest must have: as ``grow`` told it, and you kept it.
         text: What to run both models on; a built-in passage by default.
         sequences: Number of token sequences.
         length: Tokens in each.
@@ -72,28 +72,18 @@ def verify(
         DeepenError: A checkpoint cannot be read, or deepen did not grow ``grown``.
     """
     where, before, after = devices.choose(device), open_model(base), FolderSource(Path(grown))
-    claim = _claim(before, after, trained)
-    record = VerifyRecord(
-        base=before.source.name,
-        grown=after.name,
-        methods=[step.method for step in claim.steps],
-        trained=bool(claim.trainings),
-        checks=[_check_base(before, claim), _check_tensors(before, after, claim)],
-    )
+    claim = claim_of(before, after, trained)
+    record = _compare(before, after, claim, manifest, progress)
     if not record.passed:
         return record
-    whole, checks = _structure(before, after, claim, progress)
-    checks = [*record.checks, *checks]
-    if whole is None or not all(check.passed for check in checks):
-        return record.model_copy(update={"checks": checks})
+    whole, checks = as_model(after), record.checks
     tokens, how = sample_tokens(before, text, sequences, length)
     if claim.trainings:
-        checks.append(check_generates(before, whole, tokens, where))
+        checks = [*checks, check_generates(before, whole, tokens, where)]
     difference, moved = run_both(before, whole, tokens, where, progress)
-    checks.append(_check_function(claim, difference, moved, f"{tokens.numel()} {how}"))
     return record.model_copy(
         update={
-            "checks": checks,
+            "checks": [*checks, _check_function(claim, difference, moved, tokens.numel(), how)],
             "tokens": tokens.numel(),
             "max_abs_logit_difference": difference,
             "kl_nats_per_token": moved,
@@ -101,72 +91,41 @@ def verify(
     )
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """What a checkpoint that was grown or trained claims to be."""
-
-    base: BaseIdentity | None
-    """The base, as it was recorded."""
-    depth: int
-    """Number of blocks of the base."""
-    steps: list[Step]
-    """The growths that lead from the base to it."""
-    trainings: list[Training]
-    """What was trained in between and since, blocks counted as in it."""
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The stack, as one growth of the base."""
-        kept = Plan(self.depth, tuple(map(Keep, range(self.depth))))
-        plans = [Plan.from_json(step.plan) for step in self.steps]
-        return reduce(Plan.then, plans) if plans else kept
-
-    @property
-    def preserves_function(self) -> bool:
-        """Whether new blocks were silent before any training."""
-        return all(step.preserves_function for step in self.steps)
-
-    @property
-    def dtype(self) -> str | None:
-        """The dtype that training stored all weights as."""
-        return stored_dtype(self.trainings)
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether it was trained by other means than ``deepen train``."""
-        return any(training.stage == "elsewhere" for training in self.trainings)
-
-    def start_of(self, block: int) -> list[str]:
-        """Return the digests that a new block had before its trainings, the earliest first."""
-        before = [training.new_blocks_before for training in self.trainings]
-        return [digests[block] for digests in before if block in digests]
-
-    def trains(self, block: int) -> bool:
-        """Whether a block was trained."""
-        return any(block in t.blocks or t.everything for t in self.trainings)
+def _compare(
+    base: Model, grown: FolderSource, claim: Claim, manifest: str | None, progress: Progress
+) -> VerifyRecord:
+    """Check everything that needs no running; tensors only where base and names are right."""
+    record = VerifyRecord(
+        base=base.source.name,
+        grown=grown.name,
+        methods=[step.method for step in claim.steps],
+        trained=bool(claim.trainings),
+        manifest=manifest_digest(grown.folder),
+        checks=[
+            _check_base(base, claim),
+            _check_tensors(base, grown, claim),
+            check_lineage(claim),
+            check_written(grown, claim, manifest),
+            *_check_beside(base, grown, claim),
+        ],
+    )
+    if not all(check.passed for check in record.checks[:2]):
+        return record
+    checks = [*record.checks, *_structure(base, grown, claim, progress)]
+    return record.model_copy(update={"checks": checks})
 
 
-def _claim(base: Model, grown: Source, trained: bool) -> _Claim:
-    """Read what happened since a base.
-
-    Raises:
-        DeepenError: deepen neither grew nor trained the model.
-    """
-    lineage = read_entry(grown.config)
-    if lineage is None:
-        raise DeepenError(
-            f"{grown.name!r} has no deepen entry in its config.json; "
-            f"there is no claim to verify, because deepen did not grow it."
-        )
-    past = since(lineage, base.source.fingerprint)
-    elsewhere = [trained_elsewhere(lineage, base.source, grown)] if trained else []
-    return _Claim(past.base, base.depth, past.steps, [*past.trainings, *elsewhere])
+def _check_beside(base: Model, grown: FolderSource, claim: Claim) -> list[Check]:
+    """Check the files beside the weights, which tools of others write anew."""
+    assert isinstance(base.source, FolderSource)
+    if claim.elsewhere:
+        return []
+    kept = check_base_files(base.source, grown, claim)
+    return [check_side_files(base.source, grown, claim), *([kept] if kept else [])]
 
 
-def _structure(
-    base: Model, grown: Source, claim: _Claim, progress: Progress
-) -> tuple[Model | None, list[Check]]:
-    """Check everything that needs no running; the model is ``None`` if its config is wrong."""
+def _structure(base: Model, grown: Source, claim: Claim, progress: Progress) -> list[Check]:
+    """Check config.json, and the tensors by what they hold."""
     checks = [_check_config(base, grown, claim)]
     whole = as_model(grown) if checks[0].passed else None
     differing = may_differ(whole, claim.trainings) if whole else {}
@@ -175,10 +134,10 @@ def _structure(
         checks.append(_check_new(base, grown, claim))
     if whole and all(check.passed for check in checks):
         checks.append(_check_loads(whole))
-    return whole, checks
+    return checks
 
 
-def _check_base(base: Model, claim: _Claim) -> Check:
+def _check_base(base: Model, claim: Claim) -> Check:
     """Compare the base's fingerprint with the one that was recorded."""
     given, what = base.source.fingerprint, "grown" if claim.steps else "trained"
     detail = f"fingerprint {given[:12]}"
@@ -188,7 +147,7 @@ def _check_base(base: Model, claim: _Claim) -> Check:
     return Check(name=f"base is the one that was {what}", passed=same, detail=detail)
 
 
-def _check_tensors(base: Model, grown: Source, claim: _Claim) -> Check:
+def _check_tensors(base: Model, grown: Source, claim: Claim) -> Check:
     """Compare names, shapes and dtypes with what the plan makes of the base."""
     name = "every tensor present, nothing extra"
     if claim.plan.base_depth != base.depth:
@@ -207,10 +166,10 @@ def _check_tensors(base: Model, grown: Source, claim: _Claim) -> Check:
             if tensor in expected and info != expected[tensor]
         ),
     ]
-    return _check(name, problems, f"{len(expected)} tensors in name, shape and dtype")
+    return check_of(name, problems, f"{len(expected)} tensors in name, shape and dtype")
 
 
-def _check_config(base: Model, grown: Source, claim: _Claim) -> Check:
+def _check_config(base: Model, grown: Source, claim: Claim) -> Check:
     """Compare config.json, apart from the lineage, with what the plan makes of the base's."""
     expected = dict(base.source.config)
     if claim.steps:
@@ -222,12 +181,13 @@ def _check_config(base: Model, grown: Source, claim: _Claim) -> Check:
     if claim.elsewhere:
         expected, given = meaning(expected), meaning(given)
     fields = sorted((expected.keys() | given.keys()) - {FIELD})
+    # A field that is not there has the class's default, which need not be null.
     problems = [
-        f"{field} is {given.get(field)!r}, not {expected.get(field)!r}"
+        f"{field} is {given.get(field, 'missing')!r}, not {expected.get(field, 'missing')!r}"
         for field in fields
-        if given.get(field) != expected.get(field)
+        if given.get(field, _MISSING) != expected.get(field, _MISSING)
     ]
-    return _check("config.json true for the new depth", problems, f"{len(fields)} fields")
+    return check_of("config.json true for the new depth", problems, f"{len(fields)} fields")
 
 
 def _check_kept(
@@ -259,11 +219,30 @@ def _check_kept(
         if differs(ours, theirs, differing.get(name)):
             problems.append(f"{name} differs from the base's {source}")
     progress("comparing kept tensors", 1.0)
+    if problems and not differing:
+        problems.insert(0, _new_by_bits(base, grown, plan))
     whole = len(pairs) - sum(differing[name] is None for name in trained)
     detail = f"{whole} tensors, {compared / 1e6:,.1f} MB"
     if trained:
         detail += f"; training may have changed {_where(base, trained)}"
-    return _check("kept blocks bit-identical", problems, detail)
+    return check_of("kept blocks bit-identical", problems, detail)
+
+
+def _new_by_bits(base: Model, grown: Source, plan: Plan) -> str:
+    """Say which blocks are new by the weights alone, whatever the plan says."""
+    found, new = 0, list[int]()
+    for index in range(plan.depth):
+        stored = base.anatomy.blocks[found].stored if found < base.depth else ()
+        names = [(base.family.name(index, s), base.family.name(found, s)) for s in stored]
+        same = names and all(
+            ours in grown.infos
+            and grown.infos[ours] == base.source.infos[theirs]
+            and not differs(grown.load(ours), base.source.load(theirs))
+            for ours, theirs in names
+        )
+        found, new = (found + 1, new) if same else (found, [*new, index])
+    lost = "" if found == base.depth else f", and the base's block {found} is nowhere"
+    return f"by their bits {', '.join(map(str, new))} are new{lost}"
 
 
 def _where(base: Model, names: list[str]) -> str:
@@ -275,7 +254,7 @@ def _where(base: Model, names: list[str]) -> str:
     return f"{len(names)} others: {', '.join([*listed, *outside])}"
 
 
-def _check_new(base: Model, grown: Source, claim: _Claim) -> Check:
+def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
     """Look for NaN and Inf in the new blocks, and hold each to what it must be.
 
     One that was not trained has zeros where they are promised; one that was is no longer what it
@@ -317,7 +296,7 @@ def _new_blocks(problems: list[str], count: int, silenced: int, trained: int) ->
     detail += f", {trained} of them no longer what they were" if trained else ""
     detail += f", {silenced} tensors silent" if silenced else ""
     name = "new blocks trained and finite" if trained else "new blocks finite"
-    return _check(name, problems, detail)
+    return check_of(name, problems, detail)
 
 
 def _check_loads(grown: Model) -> Check:
@@ -327,11 +306,12 @@ def _check_loads(grown: Model) -> Check:
         *(f"{name} is missing" for name in missing),
         *(f"{name} is extra" for name in extra),
     ]
-    return _check("loads without custom code", problems, grown.family.model_type)
+    return check_of("loads without custom code", problems, grown.family.model_type)
 
 
-def _check_function(claim: _Claim, difference: float, moved: float, sample: str) -> Check:
+def _check_function(claim: Claim, difference: float, moved: float, tokens: int, how: str) -> Check:
     """Hold the logits to the method's promise; after training, say how far they moved."""
+    sample = f"{tokens} {how}"
     if claim.preserves_function and not claim.trainings:
         return Check(
             name="computes what the base computes",
@@ -343,11 +323,3 @@ def _check_function(claim: _Claim, difference: float, moved: float, sample: str)
         passed=moved == moved and moved >= -1e-6,
         detail=f"KL = {moved:.4g} nats per token, max |Δlogit| = {difference:.3g} on {sample}",
     )
-
-
-def _check(name: str, problems: list[str], detail: str) -> Check:
-    """Make a check of a list of problems, naming the first few."""
-    if not problems:
-        return Check(name=name, passed=True, detail=detail)
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return Check(name=name, passed=False, detail="; ".join(problems[:3]) + more)

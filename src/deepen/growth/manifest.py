@@ -1,0 +1,76 @@
+"""Say beside a checkpoint what was written: the SHA-256 of every file and of every new tensor.
+
+config.json cannot tell whether it was edited, nor a new block whether it is the one that was made.
+The manifest tells, and whoever keeps its own SHA-256 elsewhere can tell that of the manifest too.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from deepen.base.checkpoint import FolderSource, as_bytes
+from deepen.common.errors import DeepenError
+from deepen.growth.base_files import MANIFEST, digest_of, relative_files
+from deepen.records.verification import FileDigest, Manifest
+
+_REQUEST = "deepen-request.json"  # of a folder that is still being written
+
+
+def write_manifest(folder: Path, made_from: FolderSource, new_tensors: Iterable[str]) -> str:
+    """Write the manifest, once everything else lies in the folder.
+
+    Args:
+        folder: The new checkpoint.
+        made_from: What was grown or trained.
+        new_tensors: Names of the tensors that were made or trained.
+
+    Returns:
+        The manifest's own SHA-256.
+    """
+    written = FolderSource(folder)
+    manifest = Manifest(
+        made_from={file.name: _described(file) for file in made_from.weight_files},
+        files={name: _described(folder / name) for name in visible_files(folder)},
+        new_tensors={name: tensor_digest(written.load(name)) for name in sorted(new_tensors)},
+    )
+    text = manifest.model_dump_json(indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return digest_of(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read a checkpoint's manifest; ``None`` if it has none.
+
+    Raises:
+        DeepenError: It is damaged.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise DeepenError(
+            f"{str(file)!r} is damaged, or of a later version; fetch the checkpoint again, or "
+            f"update deepen."
+        ) from None
+
+
+def visible_files(folder: Path) -> list[str]:
+    """Return the files that a manifest lists, all that are not hidden, by their path inside it."""
+    names = (Path(name) for name in relative_files(folder))
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [name.as_posix() for name in shown if str(name) not in (MANIFEST, _REQUEST)]
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes as they are stored."""
+    return hashlib.sha256(as_bytes(tensor).numpy().data).hexdigest()
+
+
+def _described(file: Path) -> FileDigest:
+    """Describe a file."""
+    return FileDigest(sha256=digest_of(file), size_bytes=file.stat().st_size)
