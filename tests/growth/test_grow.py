@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import deepen
 import tiny
 from deepen.base.checkpoint import FolderSource, as_bytes
+from deepen.base.identity import sha256_of
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.growth import staging
@@ -112,7 +113,9 @@ def test_same_inputs_same_bytes_and_the_record_tells_the_whole(llama, tmp_path):
         == record.trainable_parameters
     )
     planned = deepen.plan(llama, method="lesa", new_layers=2, seed=3).growth
-    told = {"out", "notes", "manifest", "wall_seconds", "peak_bytes"}
+    assert record.step.base.sha256 == sha256_of(FolderSource(llama))
+    told = {"out", "notes", "manifest", "wall_seconds", "peak_bytes", "step"}
+    assert record.step.model_copy(update={"base": planned.step.base}) == planned.step
     assert planned == record.model_copy(update={k: getattr(planned, k) for k in told})
 
 
@@ -169,10 +172,11 @@ deepen.grow(sys.argv[1], sys.argv[2], method="lesa", max_shard_size="20KB", prog
 
 def test_a_killed_run_leaves_nothing_at_out_and_resumes_to_the_same_bytes(llama, tmp_path):
     out = tmp_path / "grown"
-    run = subprocess.run([sys.executable, "-c", KILLED, str(llama), str(out)], check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert not out.exists()
-    (unfinished,) = tmp_path.iterdir()
+    unfinished = killed(llama, out)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        ".grown.deepen-lock",
+        unfinished.parent.name,
+    }
     finished = {f.name: f.stat().st_mtime_ns for f in unfinished.glob("*.safetensors")}
     assert len(finished) > 2
     how = {"method": "lesa", "max_shard_size": "20KB"}
@@ -185,6 +189,49 @@ def test_a_killed_run_leaves_nothing_at_out_and_resumes_to_the_same_bytes(llama,
     assert all((out / name).stat().st_mtime_ns == when for name, when in finished.items())
     deepen.grow(llama, tmp_path / "whole", **how)
     assert tiny.read(out) == tiny.read(tmp_path / "whole")
+
+
+def killed(base, out):
+    """Grow in a process that is killed in the middle; return its unfinished folder."""
+    run = subprocess.run([sys.executable, "-c", KILLED, str(base), str(out)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    return out.with_name(f".{out.name}.deepen-unfinished") / "whole"
+
+
+def test_what_was_changed_since_a_kill_is_not_mixed_in(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    how = {"method": "lesa", "max_shard_size": "20KB"}
+    deepen.grow(base, tmp_path / "whole", **how)
+    unfinished = killed(base, tmp_path / "grown")
+    shards = sorted(unfinished.glob("*.safetensors"))
+    with shards[0].open("r+b") as stream:
+        stream.seek(-3, 2)
+        stream.write(b"???")
+    shards[1].unlink()
+    shards[1].symlink_to(shards[2])
+    (unfinished / "planted.json").write_text("{}")
+    deepen.grow(base, tmp_path / "grown", **how, resume=True)
+    assert tiny.read(tmp_path / "grown") == tiny.read(tmp_path / "whole")
+    killed(base, tmp_path / "again")
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DeepenError, match="the base's files were changed since"):
+        deepen.grow(base, tmp_path / "again", **how, resume=True)
+
+
+def test_a_base_that_changes_while_it_is_read_is_refused(llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    weights = base / "model.safetensors"
+
+    def progress(stage, share):
+        if "writing" in stage:
+            weights.touch()
+
+    with pytest.raises(DeepenError, match="was changed while it was read"):
+        deepen.grow(base, tmp_path / "grown", method="llama-pro", progress=progress)
+    assert list(tmp_path.iterdir()) == [base]
 
 
 def spoil(folder, block, value):

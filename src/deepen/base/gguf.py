@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from deepen.common.errors import DeepenError
-from deepen.common.files import whole_folder
+from deepen.common.folders import whole_folder
 from deepen.common.quiet import quiet_transformers
 
 if TYPE_CHECKING:

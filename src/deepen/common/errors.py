@@ -15,6 +15,19 @@ class DivergedError(DeepenError):
     """A loss or a gradient is no number: training went wrong, not what it was asked to do."""
 
 
+class Interrupted(BaseException):
+    """A signal asks the process to end: SIGINT, which is Ctrl-C, or SIGTERM.
+
+    What is on its way out says what becomes of it by ``add_note``, as for an OSError: a clause such
+    as "nothing was written", which the command line puts behind the sentence.
+    """
+
+    def __init__(self, signal: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(signal)
+        self.signal = signal
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> DeepenError:
     """Make the error for a name that is not in a table.
 

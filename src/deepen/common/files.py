@@ -2,14 +2,17 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepen.common.errors import DeepenError
-
 _NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP)
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name that one of a folder's files gives is not that of a file inside the folder."""
+    path = Path(name)
+    return path.is_absolute() or ".." in path.parts or path == Path() or "\0" in name
 
 
 def sync_file(file: Path) -> None:
@@ -83,32 +86,3 @@ def write_whole(file: Path, text: str) -> None:
     """Write a text file so that nobody ever finds a part of it."""
     with whole(file) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
-
-
-@contextmanager
-def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder beside ``out`` to write to; when the block ends well, it becomes ``out``.
-
-    Args:
-        out: What is written, by one rename; if the block fails, nothing is.
-        overwrite: Replace a checkpoint, and nothing else, that lies there.
-
-    Raises:
-        DeepenError: Something lies there already.
-    """
-    if out.exists() and not overwrite:
-        raise DeepenError(f"OUT {str(out)!r} exists; choose another place or pass --overwrite.")
-    if out.exists() and not (out / "config.json").is_file():
-        raise DeepenError(
-            f"OUT {str(out)!r} is not a checkpoint, so --overwrite will not delete it; "
-            f"choose another place."
-        )
-    beside = out.with_name(f".{out.name}.{os.uname().nodename}.{os.getpid()}.unfinished")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if out.exists():
-            shutil.rmtree(out)
-        beside.replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

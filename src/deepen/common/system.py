@@ -1,12 +1,14 @@
 """The software that computes, and the memory that it takes."""
 
 import ctypes
+import errno
+import os
 import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-_C_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+_C_LIBRARY = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def versions() -> dict[str, str]:
@@ -37,3 +39,23 @@ def return_freed_memory() -> None:
     trim = getattr(_C_LIBRARY, "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap what two names stand for, in one step.
+
+    Returns:
+        Whether it was done: some systems and file systems cannot.
+
+    Source: renameat2(2), ``RENAME_EXCHANGE``; the constants are Linux'.
+    """
+    rename = getattr(_C_LIBRARY, "renameat2", None)
+    here, exchanging = -100, 2
+    if rename is None:
+        return False
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchanging) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))

@@ -95,6 +95,23 @@ def layout(base: Model, plan: Plan) -> dict[str, TensorInfo]:
     return {name: base.source.infos[origin] for name, origin in origins(base, plan).items()}
 
 
+def kept(growth: Growth) -> dict[str, str]:
+    """Map the names of the grown model's tensors that are the base's own to the base's names."""
+    blocks, family = growth.plan.blocks, growth.base.family
+
+    def is_kept(name: str) -> bool:
+        place = family.split(name)
+        block = blocks[place[0]] if place and place[0] < len(blocks) else None
+        return (
+            place is None
+            or not isinstance(block, Insert)
+            or _is_buffer(growth.base, block, place[1])
+        )
+
+    names = origins(growth.base, growth.plan)
+    return {name: origin for name, origin in names.items() if is_kept(name)}
+
+
 def grown_tensors(
     growth: Growth, wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, Tensor]]:
@@ -108,19 +125,22 @@ def grown_tensors(
         DeepenError: A source block holds NaN or Inf, or the method made an unusable tensor.
     """
     base, blocks, family = growth.base, growth.plan.blocks, growth.base.family
-    made, unsound = set(), list[str]()
+    own, made, unsound = kept(growth), set(), list[str]()
     # Bottom to top, so that shards are finished one after the other.
-    for name, origin in origins(base, growth.plan).items():
+    for name in origins(base, growth.plan):
         if not wanted(name):
             continue
+        if name in own:
+            tensor = base.source.load(own[name])
+            if not magnitude(tensor) <= OVERFLOWS:
+                unsound.append(own[name])
+            yield name, tensor
+            continue
         place = family.split(name)
-        block = blocks[place[0]] if place and place[0] < len(blocks) else None
-        if place is None or not isinstance(block, Insert) or _is_buffer(base, block, place[1]):
-            kept = base.source.load(origin)
-            if not magnitude(kept) <= OVERFLOWS:
-                unsound.append(origin)
-            yield name, kept
-        elif place[0] not in made:
+        assert place is not None
+        block = blocks[place[0]]
+        assert isinstance(block, Insert)
+        if place[0] not in made:
             made.add(place[0])
             for suffix, tensor in new_block(growth, block):
                 if wanted(family.name(place[0], suffix)):

@@ -4,18 +4,20 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.base.checkpoint import FolderSource, ModuleSource
-from deepen.base.model import Model, as_model, open_model
+from deepen.base.identity import sha256_of, state_of
+from deepen.base.model import as_model, open_model
+from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.system import peak_resident_bytes
 from deepen.growth.base_files import write_base_files
 from deepen.growth.card import model_card
-from deepen.growth.fuse import Growth, grown_tensors, new_tensors
+from deepen.growth.fuse import Growth, grown_tensors, kept, new_tensors
 from deepen.growth.manifest import write_manifest
 from deepen.growth.preview import (
     check_loads,
@@ -26,7 +28,7 @@ from deepen.growth.preview import (
     resolve,
 )
 from deepen.growth.side_files import copy_side_files, tell
-from deepen.growth.staging import check_out, staged
+from deepen.growth.staging import check_out, staged, written_of
 from deepen.growth.write import ShardWriter
 from deepen.records.growth import GrowRecord, GrowRequest
 
@@ -70,23 +72,25 @@ def grow(
     with _notes() as notes:
         base = open_model(model, revision)
         assert isinstance(base.source, FolderSource)
+        before = state_of(base.source)
         check_out(out, base.source.folder, overwrite=overwrite)
         tell(base.source)
         growth = resolve(base, asked, progress)
         lineage = lineage_of(growth)
-        config, record = config_of(growth, lineage), grow_record(growth, lineage)
-        check_loads(growth, config)
-        same = {"step": record.step.model_dump(), "max_shard_size": str(max_shard_size)}
-        with staged(out, same, record.weight_bytes, resume=resume, overwrite=overwrite) as folder:
-            _write_weights(growth, folder, max_shard_size, progress)
-            _write_side_files(base, base.source, folder, config, record)
+        record = grow_record(growth, lineage)
+        check_loads(growth, config_of(growth, lineage))
+        same = {"step": record.step.model_dump(), "shard": str(max_shard_size), "base": before}
+        again = {"resume": resume, "overwrite": overwrite, "resumable": True}
+        with staged(out, same, record.weight_bytes, **again) as folder:
+            sha256 = _write_weights(growth, folder, max_shard_size, progress)
+            _check_unchanged(base.source, before)
+            record = _write_side_files(growth, base.source, folder, record, sha256)
             manifest = _write_manifest(growth, base.source, folder)
-        proofs = list(growth.prepared.proofs)
     return record.model_copy(
         update={
             "out": str(out),
             "manifest": manifest,
-            "proofs": proofs,
+            "proofs": list(growth.prepared.proofs),
             "notes": [*record.notes, *notes],
             "wall_seconds": time.perf_counter() - started,
             "peak_bytes": peak_resident_bytes(),
@@ -126,11 +130,15 @@ def grow_model(
 
 def _write_weights(
     growth: Growth, folder: Path, max_shard_size: int | str, progress: Progress
-) -> None:
-    """Stream the grown model's tensors into shards."""
+) -> str:
+    """Stream the grown model's tensors into shards.
+
+    Returns:
+        The base's SHA-256, found as its tensors passed.
+    """
     layout = growth.layout
     total = sum(info.nbytes for info in layout.values())
-    with closing(ShardWriter(folder, layout, max_shard_size)) as writer:
+    with closing(ShardWriter(folder, layout, max_shard_size, written_of(folder))) as writer:
         done = sum(info.nbytes for name, info in layout.items() if not writer.wants(name))
         for name, tensor in grown_tensors(growth, writer.wants):
             progress(f"{growth.method.name}: writing", done / total)
@@ -138,18 +146,41 @@ def _write_weights(
             done += layout[name].nbytes
         writer.finish()
     progress(f"{growth.method.name}: writing", 1.0)
+    known = {origin: writer.digests[name] for name, origin in kept(growth).items()}
+    return sha256_of(growth.base.source, known)
+
+
+def _check_unchanged(source: FolderSource, before: list[list[str | int]]) -> None:
+    """Refuse a base that was changed while it was read: what was made is of two models.
+
+    Raises:
+        DeepenError: It was.
+    """
+    if state_of(source) != before:
+        raise DeepenError(
+            f"MODEL {source.name!r} was changed while it was read; wait until nothing writes to it "
+            f"and grow again."
+        )
 
 
 def _write_side_files(
-    base: Model, source: FolderSource, folder: Path, config: Mapping[str, Any], record: GrowRecord
-) -> None:
-    """Write config.json and the model card; bring the tokenizer and everything else along."""
+    growth: Growth, source: FolderSource, folder: Path, record: GrowRecord, sha256: str
+) -> GrowRecord:
+    """Write config.json and the model card; bring the tokenizer and everything else along.
+
+    Returns:
+        The record, the base's SHA-256 in it.
+    """
+    lineage = lineage_of(growth, sha256)
+    config = config_of(growth, lineage)
+    record = record.model_copy(update={"step": lineage.steps[-1]})
     copy_side_files(source.folder, folder)
     write_base_files(source, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    card = model_card(source.folder, record, base.blocks_path)
+    card = model_card(source.folder, record, growth.base.blocks_path)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    return record
 
 
 def _write_manifest(growth: Growth, source: FolderSource, folder: Path) -> str:

@@ -16,8 +16,6 @@ from deepen.common.errors import DeepenError
 from deepen.growth.base_files import MANIFEST, digest_of, relative_files
 from deepen.records.verification import FileDigest, Manifest
 
-_REQUEST = "deepen-request.json"  # of a folder that is still being written
-
 
 def write_manifest(folder: Path, made_from: FolderSource, new_tensors: Iterable[str]) -> str:
     """Write the manifest, once everything else lies in the folder.
@@ -63,7 +61,7 @@ def visible_files(folder: Path) -> list[str]:
     """Return the files that a manifest lists, all that are not hidden, by their path inside it."""
     names = (Path(name) for name in relative_files(folder))
     shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    return [name.as_posix() for name in shown if str(name) not in (MANIFEST, _REQUEST)]
+    return [name.as_posix() for name in shown if str(name) != MANIFEST]
 
 
 def tensor_digest(tensor: Tensor) -> str:

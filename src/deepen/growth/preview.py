@@ -130,8 +130,13 @@ def _scores(base: Model, device: Any) -> list[float]:  # noqa: ANN401 (a torch d
     return gap_scores(base, device)
 
 
-def lineage_of(growth: Growth) -> Lineage:
-    """Return the ``deepen`` entry of the grown model."""
+def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
+    """Return the ``deepen`` entry of the grown model.
+
+    Args:
+        growth: How it is made.
+        sha256: That of the base, once all of it has been read.
+    """
     base, before = growth.base, read_entry(growth.base.source.config)
     step = Step(
         method=growth.method.name,
@@ -144,6 +149,7 @@ def lineage_of(growth: Growth) -> Lineage:
             name=base.source.name,
             revision=base.source.revision,
             fingerprint=base.source.fingerprint,
+            sha256=sha256,
         ),
         plan=growth.plan.to_json(),
         new_blocks=growth.plan.new_blocks,

@@ -5,9 +5,12 @@ an 8-byte little-endian header length, a JSON header that gives each tensor's dt
 range, then the bytes. All of that is known before the first tensor is made.
 """
 
+import hashlib
 import json
 import os
 import re
+import shutil
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, TensorInfo, as_bytes, info_of
 from deepen.common.errors import DeepenError
+from deepen.common.files import write_whole
 
 INDEX = "model.safetensors.index.json"
 _UNFINISHED = ".part"
@@ -97,9 +101,20 @@ class ShardWriter:
     """Writes the tensors of a known layout, in any order, into a folder."""
 
     def __init__(
-        self, folder: Path, layout: Mapping[str, TensorInfo], max_shard_size: int | str
+        self,
+        folder: Path,
+        layout: Mapping[str, TensorInfo],
+        max_shard_size: int | str,
+        written: Path | None = None,
     ) -> None:
-        """Divide the layout into shards; shards that a killed run finished are kept.
+        """Divide the layout into shards.
+
+        Args:
+            folder: Where they are written.
+            layout: What tensors there will be.
+            max_shard_size: Largest size of a file.
+            written: A file that tells the SHA-256 of every tensor of finished shards. A killed
+                run's shards are kept if they still agree with it; all else in the folder goes.
 
         Raises:
             DeepenError: The shard size is not a size.
@@ -117,11 +132,14 @@ class ShardWriter:
         )
         self._folder, self._layout = folder, layout
         self._open: dict[str, tuple[Shard, BufferedRandom]] = {}
+        self._written = written
+        self.digests: dict[str, str] = {}
+        """Tensor name → SHA-256 of its bytes, of what is written; empty without ``written``."""
         self._missing = {
-            file: set(names)
-            for file, names in self._split.filename_to_tensors.items()
-            if not (folder / file).exists()
+            file: set(names) for file, names in self._split.filename_to_tensors.items()
         }
+        if written is not None:
+            self._take_over(written)
 
     def wants(self, name: str) -> bool:
         """Whether a tensor is still to be written."""
@@ -133,8 +151,11 @@ class ShardWriter:
             raise ValueError(f"{name} is {info_of(tensor, name)}, laid out as {self._layout[name]}")
         file = self._split.tensor_to_filename[name]
         shard, stream = self._open.get(file) or self._start(file)
+        raw = as_bytes(tensor).numpy().data
         stream.seek(shard.offsets[name])
-        stream.write(as_bytes(tensor).numpy().data)
+        stream.write(raw)
+        if self._written is not None:
+            self.digests[name] = hashlib.sha256(raw).hexdigest()
         self._missing[file].remove(name)
         if not self._missing[file]:
             self._finish(file, stream)
@@ -158,8 +179,7 @@ class ShardWriter:
 
     def _start(self, file: str) -> tuple[Shard, BufferedRandom]:
         """Open a shard under its unfinished name and write its header."""
-        names = self._split.filename_to_tensors[file]
-        shard = Shard.of({name: self._layout[name] for name in names})
+        shard = self._shard(file)
         stream = (self._folder / (file + _UNFINISHED)).open("w+b")
         stream.write(shard.header)
         self._open[file] = shard, stream
@@ -171,4 +191,41 @@ class ShardWriter:
         os.fsync(stream.fileno())
         stream.close()
         del self._open[file], self._missing[file]
+        if self._written is not None:  # before the shard has its name, so that none is without
+            write_whole(self._written, json.dumps(self.digests))
         (self._folder / (file + _UNFINISHED)).rename(self._folder / file)
+
+    def _shard(self, file: str) -> Shard:
+        """Lay out one file."""
+        names = self._split.filename_to_tensors[file]
+        return Shard.of({name: self._layout[name] for name in names})
+
+    def _take_over(self, written: Path) -> None:
+        """Keep the shards of a killed run that are as they were written, and nothing else."""
+        try:
+            told = json.loads(written.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            told = {}
+        for path in sorted(self._folder.iterdir()):
+            if path.name in self._missing and self._is_as_written(path, told):
+                names = self._missing.pop(path.name)
+                self.digests |= {name: told[name] for name in names}
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _is_as_written(self, file: Path, told: Mapping[str, str]) -> bool:
+        """Whether a shard has the header that it must have, and tensors as they were written."""
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return False
+        shard = self._shard(file.name)
+        with file.open("rb") as stream:
+            if stream.read(len(shard.header)) != shard.header:
+                return False
+            for name, offset in shard.offsets.items():
+                stream.seek(offset)
+                raw = stream.read(self._layout[name].nbytes)
+                if hashlib.sha256(raw).hexdigest() != told.get(name):
+                    return False
+            return not stream.read(1)

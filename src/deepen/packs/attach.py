@@ -45,9 +45,9 @@ def attach(
     assert isinstance(source, FolderSource)
     for folder in (source.folder, parts.folder):
         check_out(out, folder, overwrite=overwrite)
-    parts.check_fits(source.fingerprint, source.name)
+    parts.check_fits(source)
     same, needed = {"attach": parts.name}, record.grown_weight_bytes
-    with staged(out, same, needed, resume=False, overwrite=True) as folder:
+    with staged(out, same, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, parts, folder, progress)
         notes = _bring_files(source.folder, parts, folder)
         _check(parts, folder, progress)

@@ -87,7 +87,7 @@ def combine(
     config |= {FIELD: lineage.model_dump(mode="json")}
     needed = sum(info.nbytes for info in layout(model, combined.plan).values())
     names = [parts.name for parts in packs]
-    with staged(out, {"combine": names}, needed, resume=False, overwrite=True) as folder:
+    with staged(out, {"combine": names}, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, combined, folder, max_shard_size, progress)
         _write_side_files(source, folder, config)
         card = combined_card(lineage.steps[-1], names, source.folder)
@@ -129,7 +129,7 @@ def _check_usable(parts: Pack, base: FolderSource) -> None:
     Raises:
         DeepenError: It is one.
     """
-    parts.check_fits(base.fingerprint, base.name)
+    parts.check_fits(base)
     if changed := parts.record.changed:
         raise DeepenError(
             f"The pack {parts.name!r} also holds tensors of the base that were trained "
@@ -219,6 +219,7 @@ def _lineage(base: Model, packs: list[Pack], plan: Plan, how: str) -> Lineage:
             name=base.source.name,
             revision=base.source.revision,
             fingerprint=base.source.fingerprint,
+            sha256=packs[0].record.base.sha256,
         ),
         plan=plan.to_json(),
         new_blocks=plan.new_blocks,

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, FolderSource, Source, TensorInfo
+from deepen.base.identity import difference
 from deepen.base.model import Model, as_model
 from deepen.common.errors import DeepenError
 from deepen.growth.base_files import BASE_FILES, read_base_files
@@ -141,11 +142,11 @@ def check_base_inside(grown: Grown) -> str | None:
     """
     if grown.base_files is None or grown.changed:
         return None
-    found = BaseInside(grown, grown.base_files).fingerprint
-    if found == grown.base.fingerprint:
+    inside = BaseInside(grown, grown.base_files)
+    differs = difference(inside, grown.base.fingerprint, grown.base.sha256)
+    if differs is None:
         return None
     return (
-        f"What {grown.model.source.name} keeps of its base has fingerprint {found[:12]} and not "
-        f"{grown.base.fingerprint[:12]}: kept tensors were changed, and no training in its lineage "
-        f"names them (`deepen verify BASE GROWN` does)"
+        f"What {grown.model.source.name} keeps of its base {differs}: kept tensors were "
+        f"changed, and no training in its lineage names them (`deepen verify BASE GROWN` does)"
     )

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deepen.base.checkpoint import FolderSource, TensorInfo
+from deepen.base.checkpoint import FolderSource, Source, TensorInfo
+from deepen.base.identity import difference
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.growth.base_files import MANIFEST, digest_of, relative_files
@@ -63,7 +64,7 @@ def pack(
         raise DeepenError(f"{source.name} stores PyTorch .bin files; save it as safetensors first.")
     infos = {name: info for name, info in source.infos.items() if name not in shared}
     nbytes = sum(info.nbytes for info in infos.values())
-    with staged(out, {"pack": source.name}, nbytes, resume=False, overwrite=True) as folder:
+    with staged(out, {"pack": source.name}, nbytes, resume=False, overwrite=overwrite) as folder:
         _write_blocks(source, infos, folder / BLOCKS, progress)
         record = _record(opened, source, folder / FILES, progress)
         record = record.model_copy(
@@ -160,17 +161,17 @@ class Pack:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
 
-    def check_fits(self, fingerprint: str, name: str) -> None:
+    def check_fits(self, source: Source) -> None:
         """Hold a base to the one that the pack fits on.
 
         Raises:
             DeepenError: It is another.
         """
         expected = self.record.base
-        if fingerprint != expected.fingerprint:
+        if differs := difference(source, expected.fingerprint, expected.sha256):
             raise DeepenError(
-                f"BASE {name!r} has fingerprint {fingerprint[:12]}, and the pack {self.name!r} "
-                f"was taken off {expected.name} with {expected.fingerprint[:12]}; give that one."
+                f"BASE {source.name!r} {differs}, as {expected.name} has that the pack "
+                f"{self.name!r} was taken off; give that one."
             )
 
 

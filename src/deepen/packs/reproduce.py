@@ -8,6 +8,7 @@ from torch import Tensor, equal
 
 from deepen import methods
 from deepen.base.checkpoint import Source, as_bytes, info_of
+from deepen.base.identity import difference
 from deepen.base.model import Model, open_model
 from deepen.base.registry import named
 from deepen.common import device as devices
@@ -96,10 +97,10 @@ def _base(grown: Grown, base: str | Path | None, revision: str | None) -> Model:
             f"or beside it; pass --base."
         )
     model = open_model(base, revision)
-    if model.source.fingerprint != recorded.fingerprint:
+    if differs := difference(model.source, recorded.fingerprint, recorded.sha256):
         raise DeepenError(
-            f"{str(base)!r} has fingerprint {model.source.fingerprint[:12]}, and {recorded.name} "
-            f"with {recorded.fingerprint[:12]} was grown; pass that one as --base."
+            f"{str(base)!r} {differs}, as {recorded.name} has that was grown; pass that one as "
+            f"--base."
         )
     return model
 
@@ -199,7 +200,10 @@ def _digest(growth: Growth, index: int, tensors: Mapping[str, Tensor]) -> str:
 
 def _check_config(grown: Grown, growth: Growth) -> Check:
     """Compare config.json, versions of software apart."""
-    expected, given = dict(config_of(growth, lineage_of(growth))), dict(grown.model.source.config)
+    expected, given = (
+        dict(config_of(growth, lineage_of(growth, grown.base.sha256))),
+        dict(grown.model.source.config),
+    )
     for config in (expected, given):
         *_, last = config[FIELD]["steps"]
         config[FIELD] = {**config[FIELD], "steps": [{**last, "versions": {}, "device": ""}]}

@@ -50,7 +50,7 @@ def shrink(
     notes = _problems(opened, force)
     needed = sum(info.nbytes for info in inside.infos.values())
     same = {"shrink": opened.model.source.name}
-    with staged(out, same, needed, resume=False, overwrite=True) as folder:
+    with staged(out, same, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(inside, files, folder, progress)
         notes += _write_files(opened.folder, files, folder)
     return AssemblyRecord(

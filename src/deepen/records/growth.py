@@ -22,7 +22,9 @@ class BaseIdentity(Record):
     revision: str | None
     """Hub commit."""
     fingerprint: str
-    """SHA-256 as ``Source.fingerprint`` defines it."""
+    """SHA-256 as ``Source.fingerprint`` defines it: of the ends of every tensor."""
+    sha256: str | None = None
+    """SHA-256 of all bytes, as ``base.identity`` defines it; older records have none."""
 
 
 class GrowChoice(Record):

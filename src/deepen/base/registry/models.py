@@ -10,7 +10,7 @@ from deepen.base.gguf import import_gguf
 from deepen.base.registry import PREFIX
 from deepen.base.registry.packages import Wheel, cache, join_members, read_member
 from deepen.common.errors import DeepenError, unknown
-from deepen.common.files import whole_folder
+from deepen.common.folders import whole_folder
 
 _FORMAT = 1  # of what is written; another one is another place in the cache
 
