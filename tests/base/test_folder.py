@@ -15,7 +15,7 @@ import deepen
 import tiny
 from deepen.base.anatomy import FAMILIES
 from deepen.base.checkpoint import FolderSource, ModuleSource
-from deepen.base.folder import WEIGHTS, find_weights, refuse_wrapped
+from deepen.base.folder import WEIGHTS, find_weights, is_own, refuse_wrapped
 from deepen.base.hub import open_checkpoint
 from deepen.common.errors import DeepenError
 
@@ -245,3 +245,36 @@ def test_custom_code_for_a_native_class_is_left_out_and_told(copy, tmp_path):
     assert not (tmp_path / "grown/x.py").exists()
     assert deepen.verify(copy, tmp_path / "grown").passed
     AutoModelForCausalLM.from_pretrained(tmp_path / "grown", trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../elsewhere.safetensors", "/etc/passwd", "a/../../b", "", "\0"]
+)
+def test_an_index_names_files_of_its_folder_only(copy, tmp_path, shard):
+    (copy / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    write_index(copy / "model.safetensors.index.json", {"a": shard})
+    with pytest.raises(DeepenError, match="is not a file of its folder; correct the index"):
+        FolderSource(copy)
+
+
+def cached(base: Path, cache: Path) -> Path:
+    """Lay a checkpoint out as the hub's cache does; return its snapshot."""
+    snapshot, blobs = cache / "models--a--b/snapshots/abc", cache / "models--a--b/blobs"
+    shutil.copytree(base, blobs)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(blobs.iterdir())):
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+        file.rename(blobs / str(number))
+    return snapshot
+
+
+def test_the_hubs_cache_is_a_folder_and_links_out_of_one_are_not_its_own(llama, tmp_path):
+    snapshot = cached(llama, tmp_path / "hub")
+    assert all(is_own(file, snapshot) for file in snapshot.iterdir())
+    assert FolderSource(snapshot).infos == FolderSource(llama).infos
+    (tmp_path / "link").symlink_to(llama)
+    assert all(is_own(file, tmp_path / "link") for file in (tmp_path / "link").iterdir())
+    for target in ("../../refs", "../../../other/blobs/0", "/etc/passwd", str(tmp_path)):
+        (snapshot / "out").unlink(missing_ok=True)
+        (snapshot / "out").symlink_to(target)
+        assert not is_own(snapshot / "out", snapshot)

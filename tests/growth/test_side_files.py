@@ -127,3 +127,26 @@ def test_everything_else_is_copied_as_it_is(copy, tmp_path):
     assert (tmp_path / "out/weird.json").read_bytes() == b"{}"
     assert (tmp_path / "out/tokenizer.json").exists()
     assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_links_out_of_the_folder_are_told_and_not_followed(copy, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine alone")
+    templates = copy / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "own.jinja").write_text("own")
+    for link in (copy / "LICENSE", copy / "README.md", templates / "other.jinja"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(secret)
+    record = deepen.grow(copy, tmp_path / "grown", method="llama-pro", new_layers=1)
+    assert record.notes == [
+        "LICENSE, README.md of copy are links that lead out of its folder, and do not come along; "
+        "copy the files there if they belong to the model."
+    ]
+    assert not (tmp_path / "grown/LICENSE").exists()
+    assert [f.name for f in (tmp_path / "grown" / templates.name).iterdir()] == ["own.jinja"]
+    assert not any(b"mine alone" in file.read_bytes() for file in files_of(tmp_path / "grown"))
+
+
+def files_of(folder):
+    return [file for file in folder.rglob("*") if file.is_file()]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,39 @@ def test_a_growth_is_reproduced(llama: Path, tmp_path: Path, method: str) -> Non
     shutil.rmtree(base)
     with pytest.raises(DeepenError, match="pass --base"):
         deepen.reproduce(tmp_path / "grown")
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/etc/passwd"])
+def test_names_that_lead_out_of_a_folder_are_refused(
+    llama: Path, grown: Path, pack: Path, tmp_path: Path, name: str
+) -> None:
+    evil = shutil.copytree(pack, tmp_path / "evil")
+    record = json.loads((evil / "pack.json").read_text())
+    for key in ("files", "weights", "from_base"):
+        changed = [*record[key], name] if key == "from_base" else record[key] | {name: "0"}
+        (evil / "pack.json").write_text(json.dumps(record | {key: changed}))
+        assert "inside the folder" in refused(deepen.attach, llama, evil, tmp_path / "out")
+    planted = shutil.copytree(grown, tmp_path / "planted")
+    kept = json.loads((planted / "deepen-base.json").read_text())
+    for key in ("texts", "weights", "copied"):
+        text = json.dumps(kept | {key: kept[key] | {name: "0"}})
+        (planted / "deepen-base.json").write_text(text)
+        assert "is damaged" in refused(deepen.shrink, planted, tmp_path / "out")
+
+
+def test_a_base_that_differs_in_the_middle_of_a_tensor_is_another(
+    llama: Path, grown: Path, pack: Path, tmp_path: Path
+) -> None:
+    """Recorded and given fingerprints agree: only every byte tells."""
+    record = json.loads((pack / "pack.json").read_text())
+    assert len(record["base"]["sha256"]) == 64
+    other = shutil.copytree(pack, tmp_path / "other")
+    record["base"]["sha256"] = "0" * 64
+    (other / "pack.json").write_text(json.dumps(record))
+    for call in (deepen.attach, partial(deepen.combine, how="average")):
+        packs = (other,) if call is deepen.attach else (other, other)
+        assert "middle of a tensor" in refused(call, llama, *packs, tmp_path / "out")
+    record["base"]["sha256"] = None  # as in a pack of before
+    (other / "pack.json").write_text(json.dumps(record))
+    deepen.attach(llama, other, tmp_path / "out")
+    assert tiny.read(tmp_path / "out") == tiny.read(grown)

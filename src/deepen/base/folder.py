@@ -4,6 +4,7 @@ Nothing is opened here but JSON. Folders collect things: a fine-tune saved into 
 leaves an old index and its shards there, a training run an adapter, a download a GGUF file.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from deepen.common.bounded import MOST_BYTES, read_json
 from deepen.common.errors import DeepenError
+from deepen.common.files import leads_out
 
 WEIGHTS = (
     "model.safetensors",
@@ -133,9 +135,7 @@ def _named_by(config: Mapping[str, Any]) -> str | None:
     name = config.get(_EXPLICIT)
     if name is None:
         return None
-    path = Path(str(name))
-    inside = not path.is_absolute() and ".." not in path.parts
-    if not inside or not path.name.endswith((".safetensors", f".safetensors{_INDEX}")):
+    if leads_out(str(name)) or not str(name).endswith((".safetensors", f".safetensors{_INDEX}")):
         raise DeepenError(
             f"config.json names {name!r} in {_EXPLICIT}, and transformers reads nothing there but "
             f"safetensors files of the folder and their indices; correct it."
@@ -147,11 +147,28 @@ def _read_index(index: Path) -> dict[str, str]:
     """Read a shard index: tensor name → file."""
     try:
         weight_map = read_json(index)["weight_map"]
-        if weight_map and all(isinstance(file, str) for file in weight_map.values()):
-            return dict(weight_map)
+        usable = weight_map and all(isinstance(file, str) for file in weight_map.values())
     except (KeyError, TypeError, AttributeError):
-        pass
-    raise DeepenError(f"{str(index)!r} is not a shard index with a weight_map; fetch it again.")
+        usable = False
+    if not usable:
+        raise DeepenError(f"{str(index)!r} is not a shard index with a weight_map; fetch it again.")
+    for file in weight_map.values():
+        if leads_out(file):
+            raise DeepenError(
+                f"{str(index)!r} names the shard {file!r}, which is not a file of its folder; "
+                f"correct the index, or fetch the checkpoint again."
+            )
+    return dict(weight_map)
+
+
+def is_own(path: Path, folder: Path) -> bool:
+    """Whether what lies in a folder is its own, and no link out of it.
+
+    The hub's cache is a folder in this sense: its snapshots are links into ``blobs``.
+    """
+    there, root = (Path(os.path.realpath(place)) for place in (path, folder))  # circles are none
+    cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in there.parents
+    return there.is_relative_to(root) or cached
 
 
 def unread(folder: Path, weights: WeightFiles) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deepen.base.checkpoint import FolderSource
+from deepen.base.folder import is_own
 from deepen.common.errors import DeepenError
 from deepen.growth.write import INDEX, Shard, read_header
 from deepen.records.pack import BaseFiles
@@ -43,7 +44,8 @@ def _base_files(source: FolderSource, out: Path) -> BaseFiles:
         weights = {file.name: read_header(file) for file in files}
     names = ["config.json", "README.md", BASE_FILES, MANIFEST]
     names += [] if source.is_pickled or {*weights} == {"model.safetensors"} else [INDEX]
-    here = {name: source.folder / name for name in names if (source.folder / name).is_file()}
+    files = [source.folder / name for name in names]
+    here = {file.name: file for file in files if file.is_file() and is_own(file, source.folder)}
     return BaseFiles(
         # What is not UTF-8 survives as lone surrogates, which JSON writes as escapes.
         texts={

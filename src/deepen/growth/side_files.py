@@ -3,10 +3,11 @@
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource
-from deepen.base.folder import ADAPTER
+from deepen.base.folder import ADAPTER, is_own
 from deepen.base.text import tokenizer_code, tokenizer_of
 from deepen.common.errors import DeepenError
 from deepen.growth.base_files import MANIFEST
@@ -31,7 +32,8 @@ def side_files(source: Path) -> list[str]:
         if file.is_file() and wanted and not hidden:
             names.append(file.name)
     templates = sorted((source / _TEMPLATES).rglob("*"))
-    return [*names, *(f.relative_to(source).as_posix() for f in templates if f.is_file())]
+    names += [file.relative_to(source).as_posix() for file in templates if file.is_file()]
+    return [name for name in names if is_own(source / name, source)]
 
 
 def copy_side_files(source: Path, out: Path) -> None:
@@ -49,7 +51,7 @@ def tell(source: FolderSource) -> None:
 
 def left_behind(source: FolderSource) -> list[str]:
     """Tell what does not come along though it changes what is loaded, a sentence each."""
-    told = []
+    told = [*_links_out(source)]
     if (source.folder / ADAPTER).is_file():
         told.append(
             f"{source.name} holds an adapter beside the model, which transformers loads onto it "
@@ -59,6 +61,18 @@ def left_behind(source: FolderSource) -> list[str]:
     if code := tokenizer_code(source.folder):
         told.append(_custom_tokenizer(source, code))
     return told
+
+
+def _links_out(source: FolderSource) -> Iterator[str]:
+    """Tell of links that lead out of the folder, to what may be anything of the user's."""
+    links = [file for file in source.folder.iterdir() if file.is_symlink()]
+    beside = {*source.weight_files}
+    out = sorted(f.name for f in links if f not in beside and not is_own(f, source.folder))
+    if out:
+        yield (
+            f"{', '.join(out)} of {source.name} are links that lead out of its folder, and do not "
+            f"come along; copy the files there if they belong to the model."
+        )
 
 
 def _custom_tokenizer(source: FolderSource, code: str) -> str:

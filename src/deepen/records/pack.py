@@ -1,12 +1,28 @@
 """New blocks as parts: what a pack holds, what growing leaves of the base, what was assembled."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, computed_field
+from pydantic import AfterValidator, Field, computed_field
 
+from deepen.common.files import leads_out
 from deepen.records.growth import BaseIdentity
 from deepen.records.record import Record
 from deepen.records.verification import Check
+
+
+def _inside(name: str) -> str:
+    """Refuse a name that would be read or written elsewhere.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if leads_out(name):
+        raise ValueError(f"{name!r} is not the name of a file inside the folder")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+"""Path of a file inside a checkpoint's folder."""
 
 
 class BaseFiles(Record):
@@ -14,11 +30,11 @@ class BaseFiles(Record):
 
     format: Literal[1] = 1
     """Version of this schema."""
-    texts: dict[str, str]
+    texts: dict[Inside, str]
     """Text files that growing writes anew, or not at all: config.json, the card, the index."""
-    weights: dict[str, str]
+    weights: dict[Inside, str]
     """Weight file → its safetensors header, which says where every tensor stands in it."""
-    copied: dict[str, str]
+    copied: dict[Inside, str]
     """File that came along → SHA-256 of it."""
 
 
@@ -37,11 +53,11 @@ class PackRecord(Record):
     """Its new blocks, as indices of the grown model."""
     changed: list[str] = Field(default_factory=list)
     """Tensors of the base that training may have changed; the pack holds them too."""
-    weights: dict[str, str]
+    weights: dict[Inside, str]
     """Weight file of the grown checkpoint → its safetensors header."""
-    files: dict[str, str]
+    files: dict[Inside, str]
     """Every file of the grown checkpoint → SHA-256 of it."""
-    from_base: list[str]
+    from_base: list[Inside]
     """Files that are the base's own, and not in the pack."""
     weight_bytes: int
     """Size of the tensors in the pack."""
