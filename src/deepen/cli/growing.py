@@ -14,6 +14,7 @@ from deepen.cli.options import (
     PushToHub,
     Revision,
     check_wish,
+    console,
     fulfil_wish,
     show,
     takes_request,
@@ -206,8 +207,6 @@ def _lora_config(targets: "PeftTargets") -> str:
 
 def methods(as_json: Json = False) -> None:
     """List the growth methods and their options."""
-    from rich.console import Console
-
     from deepen import methods as table
     from deepen.report.methods import method_table
 
@@ -216,4 +215,4 @@ def methods(as_json: Json = False) -> None:
         schemas = {method.name: method.options.model_json_schema() for method in all_methods}
         typer.echo(json.dumps(schemas, indent=2))
     else:
-        Console().print(method_table(all_methods))
+        console().print(method_table(all_methods))

@@ -14,7 +14,7 @@ from deepen.records.growth import GrowRequest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 Model = Annotated[
     str, typer.Argument(help="Checkpoint folder, hub id, or registry:NAME.", show_default=False)
@@ -99,12 +99,16 @@ def fulfil_wish(push_to_hub: str | None, private: bool, folder: Path) -> None:
         typer.echo(f"Pushed to {push(folder, push_to_hub, private=private)}", err=True)
 
 
-def show(record: "BaseModel", as_json: bool, view: "Callable[[Any], RenderableType]") -> None:
-    """Print a record, as JSON or as ``view`` lays it out for a person."""
+def console() -> "Console":
+    """Return the terminal, to which a name such as ``d[/x]`` is text and no markup."""
     from rich.console import Console
 
+    return Console(markup=False, emoji=False)
+
+
+def show(record: "BaseModel", as_json: bool, view: "Callable[[Any], RenderableType]") -> None:
+    """Print a record, as JSON or as ``view`` lays it out for a person."""
     if as_json:
         typer.echo(record.model_dump_json(indent=2))
     else:
-        # Names of arms and files may hold brackets.
-        Console(markup=False, emoji=False).print(view(record))
+        console().print(view(record))

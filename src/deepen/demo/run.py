@@ -49,10 +49,14 @@ def demo(folder: Path, size: Size = "full", console: Console | None = None) -> l
     Raises:
         DeepenError: There is neither a registry nor a Python with its own sources.
     """
-    console, numbers, began = console or Console(), _NUMBERS[size], time.perf_counter()
+    console, numbers, began = (
+        console or Console(markup=False, emoji=False),
+        _NUMBERS[size],
+        time.perf_counter(),
+    )
 
     def tell(sentence: str) -> None:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(sentence, highlight=False)
 
     with quiet_transformers(), terminal.progress_bar() as progress:
         start = pretrained(tell) if numbers.real else None

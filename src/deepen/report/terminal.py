@@ -37,7 +37,7 @@ def progress_bar() -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
