@@ -4,7 +4,7 @@ PYTHON ?= python3
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 
-.PHONY: demo demo-fast test test-slow check bench survey clean
+.PHONY: demo demo-fast test test-slow test-faults check bench survey clean
 
 demo: .venv/ready
 	$(BIN)/deepen demo
@@ -14,10 +14,14 @@ demo-fast: .venv/ready
 
 # A process for each core, and a file's tests in one: they share what they make.
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not faults" -n logical --maxprocesses 8 --dist loadfile
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
+
+# Kills, full disks, second runs: their counts go into docs/reliability.md.
+test-faults: .venv/ready
+	DEEPEN_TALLY=1 $(BIN)/python -m pytest -m faults
 
 check: .venv/ready
 	$(BIN)/ruff check .
