@@ -133,7 +133,18 @@ def test_what_does_not_fit_is_refused(llama: Path, grown: Path, pack: Path, tmp_
     with (broken / "blocks.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\xff")
+    for call in (deepen.attach, deepen.combine):
+        packs = (broken,) if call is deepen.attach else (pack, broken)
+        how = {} if call is deepen.attach else {"how": "average"}
+        sentence = refused(call, llama, *packs, tmp_path / "out", **how)
+        assert sentence.startswith("blocks.safetensors of the pack")
+    record = json.loads((broken / "pack.json").read_text()) | {"tensors_sha256": None}
+    (broken / "pack.json").write_text(json.dumps(record))  # as earlier versions wrote it
     assert "would not be the grown checkpoint's" in refused(
+        deepen.attach, llama, broken, tmp_path / "out"
+    )
+    (broken / "files/config.json").write_text("{}")
+    assert "files/config.json of the pack" in refused(
         deepen.attach, llama, broken, tmp_path / "out"
     )
     assert deepen.reproduce(changed, base=llama).passed is False

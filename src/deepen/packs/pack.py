@@ -69,6 +69,7 @@ def pack(
         record = _record(opened, source, folder / FILES, progress)
         record = record.model_copy(
             update={
+                "tensors_sha256": digest_of(folder / BLOCKS),
                 "weight_bytes": nbytes,
                 "grown_weight_bytes": sum(info.nbytes for info in source.infos.values()),
             }
@@ -201,4 +202,19 @@ def open_pack(folder: Path) -> Pack:
             f"The tensors of the pack {str(folder)!r} are missing or damaged ({error}); "
             f"pack the grown checkpoint again."
         ) from None
+    if changed := _changed(folder, record):
+        raise DeepenError(
+            f"{changed} of the pack {str(folder)!r} is not what was packed; fetch the pack again, "
+            f"or pack the grown checkpoint again."
+        )
     return Pack(folder, record, infos)
+
+
+def _changed(folder: Path, record: PackRecord) -> str | None:
+    """Name a file of a pack that is not what was packed."""
+    if record.tensors_sha256 not in (None, digest_of(folder / BLOCKS)):
+        return BLOCKS
+    for name in relative_files(folder / FILES):
+        if record.files.get(name) != digest_of(folder / FILES / name):
+            return f"{FILES}/{name}"
+    return None

@@ -59,6 +59,8 @@ class PackRecord(Record):
     """Every file of the grown checkpoint → SHA-256 of it."""
     from_base: list[Inside]
     """Files that are the base's own, and not in the pack."""
+    tensors_sha256: str | None = None
+    """SHA-256 of the file that holds the pack's tensors; earlier versions did not tell it."""
     weight_bytes: int
     """Size of the tensors in the pack."""
     grown_weight_bytes: int
