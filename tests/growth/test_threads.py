@@ -1,4 +1,4 @@
-"""The number of threads changes no byte of what the methods that promise it make."""
+"""The number of threads changes no bit of new blocks, but for LESA's, whose MLP is trained."""
 
 import json
 import os
@@ -36,8 +36,9 @@ def grown(base: Path, out: Path, names: list[str], threads: int) -> dict[str, di
 
 
 @pytest.mark.slow
-def test_threads_change_no_byte(tmp_path: Path) -> None:
-    base, names = tiny.save(tmp_path / "base", **SIZES), methods.names()
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    base, names = tiny.save(tmp_path / "base", **SIZES), [*methods.names()]
+    names.remove("lesa")
     one, two = (grown(base, tmp_path / str(n), names, n) for n in (1, 2))
     differing = [name for name in names if one[name] != two[name]]
     assert differing == []

@@ -241,7 +241,11 @@ def _silenced(growth: Growth, insert: Insert, name: str, spec: TensorSpec) -> Te
         return silence
     parent = base.block(insert.nearest, silence.device)[name].float()
     generator = generator_for(f"{growth.request.seed} {insert} {name}")
-    return noise * parent.square().mean().sqrt() * torch.randn(shape, generator=generator)
+    return (
+        noise
+        * parent.square().mean(dtype=torch.float64).sqrt()
+        * torch.randn(shape, generator=generator)
+    )
 
 
 def _said(growth: Growth, insert: Insert) -> tuple[str, str]:

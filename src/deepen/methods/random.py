@@ -26,7 +26,9 @@ def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
         a, b = gap.below[name].float(), gap.above[name].float()
         fused = interpolate(a, b, gap.t)
         if spec.is_weight:
-            scale = interpolate(a.square().mean(), b.square().mean(), gap.t).sqrt()
+            # In float64, where the order in which threads add up does not reach float32's bits.
+            a_size, b_size = (x.square().mean(dtype=torch.float64) for x in (a, b))
+            scale = interpolate(a_size, b_size, gap.t).sqrt()
             generator = generator_for(f"{gap.state} {gap.insert} {name}")
             fused = scale * torch.randn(fused.shape, generator=generator).to(a.device)
         yield name, with_mean_norms(options, spec, fused, a, b, gap.t)
