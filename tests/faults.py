@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ def in_child(do: Callable[[], object]) -> int:
         try:
             do()
         except BaseException:  # the parent's test must not go on in the child
+            traceback.print_exc()
             os._exit(99)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

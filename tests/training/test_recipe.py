@@ -82,6 +82,7 @@ def test_stages_have_their_own_defaults_and_the_budget_is_an_epoch() -> None:
         ("data.seed=-1", "data.seed"),
         ("seed=99999999999", "'seed'"),
         ("output=''", "'output'"),
+        ("output=/", "'output' .* root of the file system"),
         ("seed=" + "9" * 5000, "YAML cannot read"),
         ("seed=2024-13-45", "'seed' .* cannot be '2024-13-45'"),
         ("data=3", "'data' in recipe.yaml cannot be 3"),

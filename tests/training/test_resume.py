@@ -1,6 +1,7 @@
 """A killed run goes on as if nothing had happened, to the last bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,26 @@ def test_a_damaged_record_is_one_sentence(recipe: Make, content: str) -> None:
     train(recipe(max_steps=1), "cpt")
     (Path(recipe().output) / "record.json").write_text(content)
     with pytest.raises(DeepenError, match=r"record.json' is damaged .* without resuming"):
+        train(recipe(max_steps=1), "cpt")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", ["model", "checkpoints"])
+def test_a_folder_of_something_else_is_let_be(recipe: Make, resume: bool, name: str) -> None:
+    mine = Path(recipe().output) / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(DeepenError, match="no run's folder"):
+        train(recipe(), "cpt", resume=resume)
+    assert mine.is_file()
+    mine.unlink()  # an empty folder is what a run leaves that was killed as it began
+    assert train(recipe(max_steps=1), "cpt", resume=resume).steps == 1
+
+
+def test_a_record_whose_model_is_gone_is_no_finished_run(recipe: Make) -> None:
+    train(recipe(max_steps=1), "cpt")
+    shutil.rmtree(Path(recipe().output) / "model")
+    with pytest.raises(DeepenError, match="no longer there; start the run again without"):
         train(recipe(max_steps=1), "cpt")
 
 

@@ -70,7 +70,7 @@ def search(
         if not waiting and len(losses) < asked.most:
             further = beyond(losses)
             waiting = [] if further is None else [further]
-    shutil.rmtree(folder / "cpt", ignore_errors=True)
+    _discard(folder / "cpt")
     return losses
 
 
@@ -126,6 +126,15 @@ def _loss_at(
         loss: float | None = fmean(text.loss_nats_per_token for text in found.texts)
     except DivergedError:
         loss = None
-    shutil.rmtree(run, ignore_errors=True)
     write_whole(kept, _DIVERGED if loss is None else repr(loss))
+    _discard(run)
     return loss
+
+
+def _discard(run: Path) -> None:
+    """Delete a run's folder, so that a kill on the way leaves none that looks like a run's."""
+    beside = run.with_name(f".{run.name}.discarded")
+    shutil.rmtree(beside, ignore_errors=True)
+    if run.exists():
+        run.rename(beside)
+    shutil.rmtree(beside, ignore_errors=True)

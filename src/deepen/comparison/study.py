@@ -20,6 +20,7 @@ from deepen.training.recipe import (
     Length,
     MixedSource,
     Name,
+    Output,
     Recipe,
     Seed,
     Sequences,
@@ -172,7 +173,7 @@ class Study(Settings):
     small models, minutes for each arm at 8B."""
     keep: Literal["records", "models"] = "records"
     """Whether the grown and trained models of finished arms are kept, or only what was recorded."""
-    output: Name
+    output: Output
     """Folder of the study."""
 
     @property

@@ -40,6 +40,16 @@ def _nameable(name: str) -> str:
 
 Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_nameable)]
 """A path, a hub id, or part of either."""
+
+
+def _beside_which(path: str) -> str:
+    """Refuse the root of the file system, which has no place beside it."""
+    if len(Path(path).resolve().parts) == 1:
+        raise ValueError("nothing can be written to the root of the file system")
+    return path
+
+
+Output = Annotated[Name, AfterValidator(_beside_which)]
 Paths = Name | Annotated[list[Name], Field(min_length=1, max_length=10**5)]
 """One or several."""
 
@@ -262,7 +272,7 @@ class Recipe(Settings):
     """How to train."""
     seed: Seed = 0
     """Seed of data order and of everything else random."""
-    output: Name
+    output: Output
     """Run folder; the trained model goes to its ``model`` folder."""
     stage: Stage | None = None
     """Set in the resolved recipe, which is for this stage alone."""

@@ -84,11 +84,7 @@ class RunFolder:
         Raises:
             DeepenError: The folder belongs to a run of another recipe, or to something else.
         """
-        if not self.recipe.is_file():
-            if self.model.exists() or (self.path.exists() and not self.path.is_dir()):
-                raise DeepenError(
-                    f"{str(self.path)!r} (output) exists and is no run's folder; choose another."
-                )
+        if not self._is_run():
             return None
         changes = differences(read_yaml(self.recipe), _portable(recipe), _ELSEWHERE)
         if different := [f"{key} was {old!r}, is {new!r}" for key, old, new in changes]:
@@ -99,14 +95,42 @@ class RunFolder:
             )
         if not self.record.is_file():
             return None
+        if not self.model.is_dir():
+            raise DeepenError(
+                f"{str(self.record)!r} tells of a model that is no longer there; start the run "
+                f"again without resuming."
+            )
         return read_record(TrainRecord, self.record, "start the run again without resuming")
 
     def clear(self) -> None:
-        """Delete what an earlier run left, tokenised data excepted."""
-        for file in (self.record, self.recipe):
-            file.unlink(missing_ok=True)
+        """Delete what an earlier run left, tokenised data excepted.
+
+        Raises:
+            DeepenError: The folder belongs to something else.
+        """
+        if not self._is_run():
+            return
+        self.record.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
+        self.recipe.unlink()  # last: it says that the rest is a run's
+
+    def _is_run(self) -> bool:
+        """Whether a run has begun here.
+
+        Raises:
+            DeepenError: Something else lies here.
+        """
+        if self.recipe.is_file():
+            return True
+        # The engine makes its folders before the recipe is written.
+        own = (self.model, self.checkpoints, self.tensorboard)
+        taken = any(place.is_file() or any(place.glob("*")) for place in own)
+        if taken or self.record.exists() or (self.path.exists() and not self.path.is_dir()):
+            raise DeepenError(
+                f"{str(self.path)!r} (output) exists and is no run's folder; choose another."
+            )
+        return False
 
     def begin(self, recipe: Recipe) -> None:
         """Write the resolved recipe."""
