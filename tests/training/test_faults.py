@@ -77,12 +77,14 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
         assert ended == -signal.SIGKILL
         left = tmp_path / out / "model"
         found = "a whole model" if left.exists() else "no model"
+        finished = (tmp_path / out / "record.json").exists()
         assert not left.exists() or tiny.read(left) == model
         record = train(recipe(output=out), "cpt")
         assert losses(record) == losses(expected)
         assert tiny.read(left) == model
         step = record.resumed_from_step
-        gone_on = f"{found}; gone on after step {step}" if step else f"{found}; begun again"
+        gone_on = f"gone on after step {step}" if step else "begun again"
+        gone_on = f"{found}; {'found to be finished' if finished else gone_on}"
         tally("`kill -9` of `train` (6 steps, a checkpoint after each 2nd)", gone_on)
 
 
