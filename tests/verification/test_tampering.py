@@ -209,6 +209,10 @@ TAMPERED: dict[str, tuple[Change, str]] = {
         config(lambda c: c["deepen"]["steps"][0]["base"].update(fingerprint="0")),
         BASE,
     ),
+    "the base's SHA-256": (
+        config(lambda c: c["deepen"]["steps"][0]["base"].update(sha256="0")),
+        BASE,
+    ),
     "the lineage": (config(lambda c: c.pop("deepen")), REFUSED),
     "words of the tokenizer": (swap_words, SIDE),
     "settings of the tokenizer": (write("tokenizer_config.json"), SIDE),

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from deepen.base.checkpoint import DTYPES, FolderSource, Source, is_finite
+from deepen.base.identity import sha256_of
 from deepen.base.layers import NeuronSlice
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
@@ -138,12 +139,16 @@ def _structure(base: Model, grown: Source, claim: Claim, progress: Progress) -> 
 
 
 def _check_base(base: Model, claim: Claim) -> Check:
-    """Compare the base's fingerprint with the one that was recorded."""
+    """Compare the base's fingerprint, and the SHA-256 of all of it, with what was recorded."""
     given, what = base.source.fingerprint, "grown" if claim.steps else "trained"
     detail = f"fingerprint {given[:12]}"
     same = claim.base is not None and claim.base.fingerprint == given
     if claim.base is not None and not same:
         detail += f", but {claim.base.name} with {claim.base.fingerprint[:12]} was {what}"
+    elif claim.base is not None and claim.base.sha256 is not None:
+        digest = sha256_of(base.source)
+        same, detail = digest == claim.base.sha256, f"{detail}, SHA-256 {digest[:12]}"
+        detail += "" if same else f", but that with {claim.base.sha256[:12]} was {what}"
     return Check(name=f"base is the one that was {what}", passed=same, detail=detail)
 
 
