@@ -16,6 +16,7 @@ import tiny
 from cases import CASES
 from deepen.base.checkpoint import FolderSource
 from deepen.common.errors import DeepenError
+from deepen.growth.manifest import read_manifest
 from deepen.packs.pack import open_pack
 from runs import trained
 
@@ -169,6 +170,8 @@ def test_interleaved_blocks_lie_one_set_above_the_other(
     for index, (source, there) in made_of.items():
         assert torch.equal(out.load(name.format(index)), source.load(name.format(there)))
     assert config["deepen"]["new_blocks"] == [*made_of]
+    manifest = read_manifest(tmp_path / "out")
+    assert {name.split(".")[2] for name in manifest.new_tensors} == {*map(str, made_of)}
     assert deepen.verify(llama, tmp_path / "out").max_abs_logit_difference == 0.0
 
 

@@ -17,7 +17,8 @@ from deepen.common.progress import Progress, silent
 from deepen.common.system import versions
 from deepen.growth.base_files import write_base_files
 from deepen.growth.config import grown_config
-from deepen.growth.fuse import layout, origins
+from deepen.growth.fuse import layout, new_tensors, origins
+from deepen.growth.manifest import write_manifest
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
@@ -91,7 +92,7 @@ def combine(
         _write_weights(model, combined, folder, max_shard_size, progress)
         _write_side_files(source, folder, config)
         card = combined_card(lineage.steps[-1], names, source.folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _finish(model, combined, folder, card)
     return AssemblyRecord(
         out=str(out),
         name=f"{source.name} with {' and '.join(names)}",
@@ -121,6 +122,14 @@ def _write_side_files(base: FolderSource, folder: Path, config: Mapping[str, Any
     write_base_files(base, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _finish(base: Model, combined: Combined, folder: Path, card: str) -> None:
+    """Write the card, and what was written."""
+    assert isinstance(base.source, FolderSource)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    new = new_tensors(base.family, combined.plan.new_blocks, origins(base, combined.plan))
+    write_manifest(folder, base.source, new)
 
 
 def _check_usable(parts: Pack, base: FolderSource) -> None:

@@ -44,7 +44,7 @@ def check_written(grown: FolderSource, claim: Claim, expected: str | None) -> Ch
     if claim.elsewhere:
         return Check(name=name, passed=True, detail="not compared: others wrote them since")
     manifest = read_manifest(grown.folder)
-    if manifest is None:
+    if manifest is None or digest is None:
         detail = (
             f"not compared: no {MANIFEST}, as earlier versions and other tools leave it; only "
             f"`deepen reproduce` can tell whether the numbers in new blocks are those that were "
@@ -57,7 +57,7 @@ def check_written(grown: FolderSource, claim: Claim, expected: str | None) -> Ch
     card = manifest.files.get(_CARD)
     if card and (not file.is_file() or digest_of(file) != card.sha256):
         detail += f"; {_CARD}, which no loader reads, was changed since"
-    return check_of(name, problems, f"{detail}; manifest {digest[:12] if digest else None}")
+    return check_of(name, problems, f"{detail}; manifest {digest[:12]}")
 
 
 def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
