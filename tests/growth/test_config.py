@@ -61,3 +61,36 @@ def test_an_unknown_list_of_the_same_length_is_refused():
 def test_a_list_of_wrong_length_is_refused():
     with pytest.raises(DeepenError, match="3 entries in 'layer_types' for 4 blocks"):
         grown({"layer_types": TYPES[:3]}, [0])
+
+
+def test_modules_named_by_block_are_counted_anew():
+    listed = [
+        "lm_head",
+        "model.layers.1.mlp.gate",
+        "model.layers.1",
+        "layers.3.self_attn",
+        "model.layers.4.eh_proj",
+        "mlp.gate",
+        "re:.*norm",
+    ]
+    entry = {"quant_method": "fp8", "weight_block_size": [128, 128], "ignored_layers": listed}
+    made = grown({"quantization_config": entry}, [1, 2], family="llama")["quantization_config"]
+    assert made == {
+        **entry,
+        "ignored_layers": [
+            "lm_head",
+            *("model.layers.1.mlp.gate", "model.layers.2.mlp.gate"),
+            *("model.layers.1", "model.layers.2"),
+            "layers.5.self_attn",
+            "model.layers.6.eh_proj",
+            "mlp.gate",
+            "re:.*norm",
+        ],
+    }
+
+
+@pytest.mark.parametrize("entry", [r"re:.*layers\.[01]\..*", "1.mlp.up_proj"])
+def test_patterns_that_tell_blocks_apart_are_refused(entry):
+    config = {"quantization_config": {"ignore": ["lm_head", entry]}}
+    with pytest.raises(DeepenError, match="tells blocks apart by a pattern"):
+        grown(config, [1], family="llama")

@@ -45,7 +45,9 @@ def test_what_does_not_fit_is_named(llama, tmp_path, how, sentence):
 
 def test_plan_opens_the_base_once(llama, monkeypatch):
     count = []
-    monkeypatch.setattr(opened, "open_checkpoint", lambda *a: count.append(a) or original(*a))
+    monkeypatch.setattr(
+        opened, "open_checkpoint", lambda *a, **k: count.append(a) or original(*a, **k)
+    )
     deepen.plan(llama)
     assert len(count) == 1
 

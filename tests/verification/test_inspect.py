@@ -35,7 +35,9 @@ def test_lineage_of_a_twice_grown_model(llama, tmp_path):
 def test_alignment_is_measured_and_proven_on_the_model_that_was_opened(llama, monkeypatch):
     opened, open_checkpoint = [], opening.open_checkpoint
     monkeypatch.setattr(
-        opening, "open_checkpoint", lambda *given: opened.append(given) or open_checkpoint(*given)
+        opening,
+        "open_checkpoint",
+        lambda *given, **how: opened.append(given) or open_checkpoint(*given, **how),
     )
     record = deepen.inspect(llama, alignment=True, device="cpu")
     assert len(opened) == 1

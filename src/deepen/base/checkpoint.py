@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deepen.base import quantised
 from deepen.base.folder import (
     WeightFiles,
     check_folder,
@@ -39,12 +40,15 @@ DTYPES: dict[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 """The stored dtypes that can be copied: safetensors' name → torch dtype."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Those among them that new weights can be computed in; the others hold masks and the like."""
+"""Those among them that new weights can be computed in; the others hold masks, quantised weights
+and the like."""
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _FINGERPRINT_BYTES = 65536
@@ -112,8 +116,29 @@ class Source(ABC):
 
     @property
     def parameters(self) -> int:
-        """Number of stored parameters; tied tensors count once."""
-        return sum(info.parameters for info in self.infos.values())
+        """Number of stored parameters; tied tensors count once, scales not."""
+        return sum(i.parameters for name, i in self.infos.items() if name not in self.scales)
+
+    @functools.cached_property
+    def quantisation(self) -> quantised.Quantisation | None:
+        """How its weights are quantised; ``None`` if they are not."""
+        return quantised.read_quantisation(self.config, self.name)
+
+    @functools.cached_property
+    def scales(self) -> Mapping[str, str]:
+        """Name of what lies beside a quantised weight → the weight."""
+        return quantised.scales_of(self.quantisation, self.infos)
+
+    def value(self, name: str) -> Tensor:
+        """Return a tensor that can be computed with: quantised ones in float32."""
+        return self.value_of(name, self.load(name))
+
+    def value_of(self, name: str, stored: Tensor) -> Tensor:
+        """Return what a tensor would stand for if this were what is stored of it."""
+        quantisation = self.quantisation
+        if quantisation is None or self.infos[name].dtype != quantisation.dtype:
+            return stored
+        return quantisation.values(stored, self.load(quantisation.scale_of(name)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -146,6 +171,8 @@ def magnitude(tensor: Tensor) -> float:
     """Return the largest absolute value of a tensor, or NaN: 30 times faster than a mask."""
     if not tensor.numel():
         return 0.0
+    if tensor.dtype == torch.float8_e4m3fn:  # which has no order
+        tensor = tensor.float()
     low, high = (float(extreme) for extreme in torch.aminmax(tensor))
     return max(-low, high) if high == high else high
 
@@ -180,27 +207,12 @@ class ModuleSource(Source):
         self.config = config
         self._tensors = _without_tied_head(module.state_dict())
         refuse_wrapped(self.name, self._tensors)
+        quantised.refuse_quantised(self.quantisation, self.name)
         self.infos = {name: info_of(tensor, name) for name, tensor in self._tensors.items()}
 
     def load(self, name: str) -> Tensor:
         """Return one tensor of the module, detached, on the CPU."""
         return self._tensors[name].detach().cpu()
-
-
-class Described(Source):
-    """A checkpoint that is yet to be written: its tensors have a shape and no content."""
-
-    revision = None
-
-    def __init__(
-        self, name: str, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-    ) -> None:
-        """Say what it will be."""
-        self.name, self.config, self.infos = name, config, infos
-
-    def load(self, name: str) -> Tensor:
-        """Return a tensor of the right shape on the meta device."""
-        return torch.empty(self.infos[name].shape, device="meta")
 
 
 class FolderSource(Source):
@@ -213,8 +225,8 @@ class FolderSource(Source):
         """Read config.json and the headers of all weight files; load no weights.
 
         Raises:
-            DeepenError: The folder, its config or its weights are missing, damaged, quantised, or
-                in a form that transformers does not load by itself.
+            DeepenError: The folder, its config or its weights are missing, damaged, quantised in
+                a way that is not read, or in a form that transformers does not load by itself.
         """
         check_folder(folder)
         self.folder = folder
@@ -226,6 +238,7 @@ class FolderSource(Source):
         self._files: dict[str, Path] = {}
         self.infos = self._read_infos(self._weights)
         refuse_wrapped(self.name, self.infos)
+        quantised.check_scales(self.quantisation, self.infos, self.name)
 
     @property
     def is_pickled(self) -> bool:
@@ -296,7 +309,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json.
 
     Raises:
-        DeepenError: It is missing, not JSON, or asks for quantised weights or custom code.
+        DeepenError: It is missing, not JSON, or asks for custom code, or for weights
+            quantised in a way that is not read.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -309,14 +323,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_numbers(config, str(file))
     if not isinstance(config.get("model_type"), str | None):
         raise DeepenError(f"model_type in {str(file)!r} is no text; correct it.")
-    if quantization := config.get("quantization_config"):
-        method = (
-            quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else ""
-        )
-        raise DeepenError(
-            f"The weights of {str(folder)!r} are quantised ({method}); "
-            f"grow the unquantised checkpoint and quantise the result."
-        )
+    quantised.read_quantisation(config, str(folder))
     if config.get("auto_map") and not _is_native(config):
         raise DeepenError(
             f"{str(file)!r} asks for custom code (auto_map); deepen grows only models that "
@@ -373,8 +380,8 @@ def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformers_config(source: Source) -> "PreTrainedConfig":
-    """Return transformers' config object of a source."""
-    return config_object(source.config)
+    """Return transformers' config object of a source, of its weights' values where quantised."""
+    return config_object({key: v for key, v in source.config.items() if key != quantised.FIELD})
 
 
 def config_object(config: Mapping[str, Any]) -> "PreTrainedConfig":

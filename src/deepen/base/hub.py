@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import WEIGHTS
+from deepen.base.quantised import refuse_quantised
 from deepen.base.registry import named
 from deepen.common.errors import DeepenError
 
@@ -13,16 +14,27 @@ _SIDE_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "L
 _IGNORED = ["original/*", "*consolidated*", "onnx/*", "*.gguf"]
 
 
-def open_checkpoint(model: str | Path, revision: str | None = None) -> FolderSource:
+def open_checkpoint(
+    model: str | Path, revision: str | None = None, *, quantised: bool = False
+) -> FolderSource:
     """Open a checkpoint for reading; what is not here is fetched into a cache first.
 
     Args:
         model: A folder, a hub id such as ``meta-llama/Llama-3.1-8B``, or ``registry:NAME``.
         revision: Branch, tag or commit on the hub.
+        quantised: Whether quantised weights will do.
 
     Raises:
         DeepenError: There is no such folder or hub model, or the checkpoint is damaged.
     """
+    source = _open(model, revision)
+    if not quantised:
+        refuse_quantised(source.quantisation, source.name)
+    return source
+
+
+def _open(model: str | Path, revision: str | None) -> FolderSource:
+    """Open a folder, a package's model or what the hub has."""
     if (name := named(model)) is not None:
         from deepen.base.registry.models import opened
 

@@ -11,9 +11,25 @@ from torch import Tensor, nn
 from deepen.base.anatomy import Anatomy, dissect
 from deepen.base.anatomy.family import Config
 from deepen.base.anatomy.layouts import assemble
-from deepen.base.checkpoint import Described, FolderSource, Source, transformers_config
+from deepen.base.checkpoint import FolderSource, Source, TensorInfo, transformers_config
 from deepen.base.folder import ADAPTER
 from deepen.common.errors import DeepenError
+
+
+class Described(Source):
+    """A checkpoint that is yet to be written: its tensors have a shape and no content."""
+
+    revision = None
+
+    def __init__(
+        self, name: str, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+    ) -> None:
+        """Say what it will be."""
+        self.name, self.config, self.infos = name, config, infos
+
+    def load(self, name: str) -> Tensor:
+        """Return a tensor of the right shape on the meta device."""
+        return torch.empty(self.infos[name].shape, device="meta")
 
 
 def _nothing(name: str) -> None:
@@ -34,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
         self._instead: Callable[[str], Tensor | None] = _nothing
 
     def stored(self, name: str) -> Tensor:
-        """Load a tensor in its stored dtype."""
+        """Load a tensor in its stored dtype, a quantised one in float32."""
         return self._load(self._names.get(name, name))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -97,12 +113,12 @@ class InMemory:
         names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
 
         def load(name: str) -> Tensor:
-            return assemble(name, shapes[name], own, anatomy, source.load)
+            return assemble(name, shapes[name], own, anatomy, source.value)
 
         return cls(module, own, shapes, Weights(load, names | aliases))
 
     def load(self, name: str) -> Tensor:
-        """Load a tensor by the name that it has in memory, in its stored dtype."""
+        """Load a tensor by the name that it has in memory, as ``Weights.stored`` does."""
         return self.weights.stored(name)
 
 

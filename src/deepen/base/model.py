@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
+from deepen.base.anatomy.dissection import with_scales
 from deepen.base.checkpoint import Source, magnitude, positions_of, transformers_config
 from deepen.base.hub import open_checkpoint
 from deepen.base.memory import InMemory
@@ -37,14 +38,14 @@ class LazyBlock(Mapping[str, Tensor]):
         self._family, self._anatomy = anatomy.family, anatomy.blocks[index]
 
     def __getitem__(self, logical: str) -> Tensor:
-        """Load one logical tensor in its stored dtype.
+        """Load one logical tensor in its stored dtype, a quantised one in float32.
 
         Raises:
             DeepenError: It holds NaN or Inf, or is to be computed with and too large for that.
         """
         place = self._anatomy.places[logical]
         name = self._family.name(self._index, place.suffix)
-        tensor = place.read(self._source.load(name), self._anatomy.sizes)
+        tensor = place.read(self._source.value(name), self._anatomy.sizes)
         largest = magnitude(tensor)
         if not math.isfinite(largest):
             raise DeepenError(
@@ -138,13 +139,18 @@ class Model:
         )
 
 
-def open_model(model: str | Path, revision: str | None = None) -> Model:
+def open_model(model: str | Path, revision: str | None = None, *, quantised: bool = False) -> Model:
     """Open a checkpoint folder or a hub id.
+
+    Args:
+        model: Checkpoint folder or hub id.
+        revision: Branch, tag or commit on the hub.
+        quantised: Whether quantised weights will do.
 
     Raises:
         DeepenError: It is missing, damaged, quantised, or of a family that deepen does not know.
     """
-    return as_model(open_checkpoint(model, revision))
+    return as_model(open_checkpoint(model, revision, quantised=quantised))
 
 
 def as_model(source: Source) -> Model:
@@ -159,14 +165,17 @@ def as_model(source: Source) -> Model:
     for refusal in family.refusals:
         if refusal.when(resolved):
             raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
-    anatomy = dissect(family, resolved, source.shapes)
+    weights = {name: shape for name, shape in source.shapes.items() if name not in source.scales}
+    anatomy = with_scales(dissect(family, resolved, weights), source.scales)
     _check_lineage(source, anatomy.depth)
+    quantised = {*source.scales.values()}
     for index, block in enumerate(anatomy.blocks):
         for suffix, spec in block.stored.items():
-            info = source.infos[anatomy.family.name(index, suffix)]
-            if not (spec.is_buffer or info.is_float):
+            name = anatomy.family.name(index, suffix)
+            info = source.infos[name]
+            if not (spec.is_buffer or info.is_float or name in quantised):
                 raise DeepenError(
-                    f"Tensor {anatomy.family.name(index, suffix)!r} is stored as {info.dtype}, "
+                    f"Tensor {name!r} is stored as {info.dtype}, "
                     f"which deepen cannot compute with; give it an unquantised checkpoint."
                 )
     tied, head = resolved.get("tie_word_embeddings", True), anatomy.family.head

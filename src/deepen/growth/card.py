@@ -44,6 +44,13 @@ _QUANTISE = (
     "some quantisers divide by the largest value of a group. To quantise it untrained, grow with "
     "`--set output_noise=0.001`."
 )
+_QUANTISED = (
+    "**Its weights are quantised ({quantised}),** the base's bit for bit; new blocks are copies in "
+    "the same numbers, with output projections of zero where they add nothing."
+)
+_TRAIN_UNQUANTISED = (
+    "deepen does not train quantised weights. To train new blocks, grow the unquantised base."
+)
 _TRAIN_NEW = """\
 Train the new blocks only and freeze everything else:
 
@@ -56,13 +63,14 @@ for index, block in enumerate(model.get_submodule("{blocks}")):
 _TRAIN_ALL = "Train everything, as the method's paper does."
 
 
-def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
+def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | None = None) -> str:
     """Write the card: what was done, and how to train the result.
 
     Args:
         base: The base's folder; licence and languages are taken from its card.
         record: The growth.
         blocks: The path of the blocks in transformers' model.
+        quantised: How its weights are quantised, if they are.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -86,6 +94,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
         **inherited,
     )
     options = ", ".join(f"{key} = {value}" for key, value in record.chosen_options.items())
+    how = {"new_blocks": _TRAIN_NEW.format(blocks=blocks), "everything": _TRAIN_ALL}
     text = _TEMPLATE.format(
         name=step.base.name.rpartition("/")[2],
         base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else step.base.name,
@@ -95,7 +104,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
         method=step.method,
         reference=step.reference,
         version=step.versions["deepen"],
-        remarks="\n\n".join(_remarks(record)),
+        remarks="\n\n".join(_remarks(record, quantised)),
         base_parameters=record.base_parameters,
         parameters=record.parameters,
         new_parameters=record.new_parameters,
@@ -103,14 +112,16 @@ def model_card(base: Path, record: GrowRecord, blocks: str) -> str:
         options=options or "the method's defaults",
         seed=step.seed,
         how_to_train=_HOW_TO_TRAIN,
-        training=_TRAIN_NEW.format(blocks=blocks) if step.trains == "new_blocks" else _TRAIN_ALL,
+        training=_TRAIN_UNQUANTISED if quantised else how[step.trains],
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
-def _remarks(record: GrowRecord) -> list[str]:
+def _remarks(record: GrowRecord, quantised: str | None) -> list[str]:
     """Say what a user should know first, a paragraph each."""
     promise = [_IDENTITY, _QUANTISE] if record.step.preserves_function else [_MOVED]
+    if quantised:
+        promise = [*promise[:1], _QUANTISED.format(quantised=quantised)]
     return [*promise, *([BROKEN_PATTERN] if record.keeps_pattern is False else [])]
 
 

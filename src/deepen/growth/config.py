@@ -1,10 +1,12 @@
 """Keep config.json true for a deeper stack."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deepen.base.anatomy.family import Family
 from deepen.base.folder import portable
+from deepen.base.quantised import FIELD as QUANTISATION
 from deepen.common.errors import DeepenError
 from deepen.planning.pattern import PERIODS, follows_rule
 from deepen.planning.plan import Plan
@@ -27,6 +29,7 @@ _NOT_PER_LAYER = frozenset(
         "ssm_multipliers",
         "mtp_layers_block_type",
         "deepen",
+        "quantization_config",
     }
 )
 
@@ -56,6 +59,8 @@ def grown_config(
     if family.for_depth:
         grown |= family.for_depth(resolved, plan.depth)
     grown |= {field: plan.depth for field in family.depth_aliases if field in config}
+    if entry := config.get(QUANTISATION):
+        grown[QUANTISATION] = _renumbered(entry, family, plan)
     _refuse_unknown((config, resolved), family, plan.base_depth)
     for field in family.per_layer_lists:
         entries = grown.get(field) or resolved.get(field)
@@ -119,6 +124,56 @@ def _counted(field: str, count: int, plan: Plan) -> int:
             f"would not leave them together; choose another placement."
         )
     return leading + max(0, count - plan.base_depth)
+
+
+def _renumbered(entry: Any, family: Family, plan: Plan) -> Any:  # noqa: ANN401 (whatever JSON holds)
+    """Count blocks anew in the names of modules that how weights are quantised tells apart.
+
+    Args:
+        entry: ``quantization_config``, or a part of it.
+        family: The family's table.
+        plan: The new stack.
+
+    Raises:
+        DeepenError: A name tells blocks apart in another way than by the path of one.
+    """
+    if isinstance(entry, Mapping):
+        return {key: _renumbered(part, family, plan) for key, part in entry.items()}
+    if not isinstance(entry, list | tuple):
+        return entry
+    return [name for part in entry for name in _in_grown(part, family, plan)]
+
+
+def _in_grown(entry: Any, family: Family, plan: Plan) -> list[Any]:  # noqa: ANN401
+    """Return what an entry of a list of modules is called in the grown model."""
+    if not isinstance(entry, str):
+        return [_renumbered(entry, family, plan)]
+    path = family.block_prefix.removeprefix("model.")
+    found = re.fullmatch(rf"((?:model\.)?{re.escape(path)})(\d+)((?:\.[\w.]*)?)", entry)
+    if found is None:
+        new = enumerate(plan.type_parents)
+        if any(_named(entry, i, family) != _named(entry, parent, family) for i, parent in new):
+            raise DeepenError(
+                f"{entry!r}, of {QUANTISATION} in config.json, tells blocks apart by a pattern, "
+                f"and would mean others in a deeper model; list the modules of each block by path."
+            )
+        return [entry]
+    before, index, after = found[1], int(found[2]), found[3]
+    if index >= plan.base_depth:
+        return [f"{before}{index + plan.depth - plan.base_depth}{after}"]
+    parents = enumerate(plan.type_parents)
+    return [f"{before}{i}{after}" for i, parent in parents if parent == index]
+
+
+def _named(entry: str, index: int, family: Family) -> set[str]:
+    """Return the modules of a block that an entry names, as a path, its end or its pattern."""
+    modules = {suffix.rpartition(".")[0] for table in family.kinds.values() for suffix in table}
+    try:
+        pattern = re.compile(entry.removeprefix("re:"))
+    except re.error:
+        pattern = re.compile(re.escape(entry))
+    paths = {module: family.name(index, module.replace("*", "0")) for module in modules}
+    return {m for m, path in paths.items() if pattern.match(path) or path.endswith(entry)}
 
 
 def _lists(config: Mapping[str, Any], depth: int) -> Iterator[str]:

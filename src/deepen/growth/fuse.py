@@ -142,7 +142,8 @@ def grown_tensors(
         assert isinstance(block, Insert)
         if place[0] not in made:
             made.add(place[0])
-            for suffix, tensor in new_block(growth, block):
+            make = new_block if base.source.quantisation is None else copied_block
+            for suffix, tensor in make(growth, block):
                 if wanted(family.name(place[0], suffix)):
                     yield family.name(place[0], suffix), tensor
             return_freed_memory()
@@ -200,6 +201,64 @@ def new_block(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor]]:
             unfinished[place.suffix] = stored
         else:
             yield place.suffix, stored
+
+
+def check_copies(base: Model, method: Method, options: Options) -> None:
+    """Hold a growth of a quantised base to copying, since its weights allow no arithmetic.
+
+    Raises:
+        DeepenError: The method, or an option, computes new weights.
+    """
+    if (quantisation := base.source.quantisation) is None:
+        return
+    said = f"{base.source.name} is quantised ({quantisation.method})"
+    if not method.copies:
+        raise DeepenError(
+            f"{said}, and {method.name} computes new weights from its blocks, for which it needs "
+            f"the unquantised ones; give those, or copy blocks with --method llama-pro."
+        )
+    if options.computing:
+        raise DeepenError(
+            f"{said}, and {options.computing[0]} computes new weights, for which it takes the "
+            f"unquantised ones; give those, or leave the option out."
+        )
+
+
+def copied_block(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor]]:
+    """Copy a block as it is stored, silent tensors with their values at zero under their scales.
+
+    Yields:
+        Name of a stored tensor inside the block, and the tensor.
+
+    Raises:
+        DeepenError: The block holds NaN or Inf, or silence cannot be stored exactly.
+    """
+    base, anatomy = growth.base, growth.base.anatomy.blocks[insert.nearest]
+    silent: dict[str, list[str]] = {}
+    for name, spec in anatomy.block.items():
+        if growth.options.silences(spec):
+            silent.setdefault(anatomy.places[name].suffix, []).append(name)
+    for suffix in dict.fromkeys(place.suffix for place in anatomy.places.values()):
+        full = base.family.name(insert.nearest, suffix)
+        stored = base.source.load(full)
+        if not is_finite(base.source.value_of(full, stored)):
+            raise DeepenError(
+                f"Source block {insert.nearest} holds NaN or Inf in tensor {full!r}; "
+                f"new blocks made from it would be broken, so give it a sound checkpoint."
+            )
+        if suffix in silent:
+            stored = stored.clone()
+        for name in silent.get(suffix, ()):
+            place, value = anatomy.places[name], anatomy.block[name].silent
+            assert value is not None
+            place.view(stored, anatomy.sizes).fill_(value)
+            made = place.read(base.source.value_of(full, stored), anatomy.sizes)
+            if not bool((made == value).all()):
+                raise DeepenError(
+                    f"{value:g} cannot be stored exactly in tensor {full!r} with its scales, so "
+                    f"that a copy would not be silent; give the unquantised checkpoint."
+                )
+        yield suffix, stored
 
 
 def logical_tensors(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor]]:

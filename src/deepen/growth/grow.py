@@ -70,7 +70,7 @@ def grow(
     started = time.perf_counter()
     asked, out = requested(request, how), Path(out)
     with _notes() as notes:
-        base = open_model(model, revision)
+        base = open_model(model, revision, quantised=True)
         assert isinstance(base.source, FolderSource)
         before = state_of(base.source)
         check_out(out, base.source.folder, overwrite=overwrite)
@@ -178,7 +178,8 @@ def _write_side_files(
     write_base_files(source, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    card = model_card(source.folder, record, growth.base.blocks_path)
+    quantised = source.quantisation.method if source.quantisation else None
+    card = model_card(source.folder, record, growth.base.blocks_path, quantised)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return record
 

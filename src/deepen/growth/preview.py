@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from deepen import methods
-from deepen.base.checkpoint import Described, FolderSource
+from deepen.base.checkpoint import FolderSource
+from deepen.base.memory import Described
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
 from deepen.common import device as devices
@@ -15,7 +16,7 @@ from deepen.common.progress import Progress, silent
 from deepen.common.settings import validate
 from deepen.common.system import versions
 from deepen.growth.config import grown_config
-from deepen.growth.fuse import Growth
+from deepen.growth.fuse import Growth, check_copies
 from deepen.growth.side_files import left_behind
 from deepen.methods.method import parse_options
 from deepen.planning import placement
@@ -66,7 +67,7 @@ def plan(
     Raises:
         DeepenError: The model or the request is not one that can be grown.
     """
-    base = open_model(model, revision)
+    base = open_model(model, revision, quantised=True)
     growth = resolve(base, requested(request, how))
     conditions: Any = {
         "sequence_length": sequence_length
@@ -106,6 +107,8 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
         DeepenError: The method, an option, the placement or the device is unknown or does not fit.
     """
     method = methods.get(request.method)
+    options = parse_options(method, request.options)
+    check_copies(base, method, options)
     device = devices.choose(request.device)
     where = PlacementRequest(
         depth=base.depth,
@@ -118,7 +121,6 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
     along = where.placement is not None and where.placement.name == placement.PERIODS
     rule = where.rule if along else None
     new = with_parents(method.place(where), base.anatomy, base.resolved, rule)
-    options = parse_options(method, request.options)
     return Growth(base, request, new, method, options, device, progress)
 
 
@@ -200,7 +202,7 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     base, infos, step = growth.base, growth.layout.values(), lineage.steps[-1]
     fields = type(growth.options).model_fields
     chosen = {name: step.options[name] for name in growth.request.options if name in step.options}
-    parameters = sum(info.parameters for info in infos)
+    parameters = Described("grown", base.source.config, growth.layout).parameters
     config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
     kept = follows_rule(base.source.config, base.resolved, base.family, config)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepen.base.checkpoint import Described, FolderSource, TensorInfo
+from deepen.base.checkpoint import FolderSource, TensorInfo
 from deepen.base.folder import portable
 from deepen.base.layers import ffn_width, neuron_tensors
+from deepen.base.memory import Described
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
 from deepen.common.errors import DeepenError

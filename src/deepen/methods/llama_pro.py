@@ -25,5 +25,6 @@ METHOD = Method(
     reference="arXiv:2401.02415",
     place=above_copied("uniform"),
     fuse=fuse,
+    copies=True,
     options=FusedOptions,
 )

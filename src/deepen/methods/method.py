@@ -115,6 +115,9 @@ class Method:
     """The method's own options; they say whether the base's function is kept."""
     trains: Literal["new_blocks", "everything"] = "new_blocks"
     """What the paper trains after growing."""
+    copies: bool = False
+    """Whether a new block is its nearest parent as it is stored, but for what options ask, so that
+    quantised blocks can be grown too."""
     prepare: Prepare | None = None
     """For methods that must see the whole stack first."""
 

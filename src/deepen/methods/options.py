@@ -24,6 +24,11 @@ class Options(BaseModel):
         return False
 
     @property
+    def computing(self) -> list[str]:
+        """The options that would compute new values for tensors which a method copies."""
+        return []
+
+    @property
     def preserves_function(self) -> bool:
         """Whether the grown model computes what the base computes, until it is trained."""
         return False
@@ -56,6 +61,16 @@ class FusedOptions(Options):
     def silences(self, spec: "TensorSpec") -> bool:
         """Whether a tensor of a new block gets its silent value, whatever the method would make."""
         return self.output_scale == 0 and spec.silent is not None
+
+    @property
+    def computing(self) -> list[str]:
+        """The options that would compute new values for tensors which a method copies."""
+        wanted = {
+            "output_scale": self.output_scale not in (0, 1),
+            "output_noise": self.output_noise != 0,
+            "feature_scale": self.feature_scale != 1,
+        }
+        return [name for name, computes in wanted.items() if computes]
 
     @property
     def preserves_function(self) -> bool:

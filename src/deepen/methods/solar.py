@@ -26,5 +26,6 @@ METHOD = Method(
     reference="arXiv:2312.15166",
     place=overlapping_runs,
     fuse=fuse,
+    copies=True,
     trains="everything",
 )

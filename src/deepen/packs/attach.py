@@ -40,7 +40,7 @@ def attach(
         DeepenError: The pack does not fit the base, or the place is unusable.
     """
     parts, out = open_pack(Path(pack)), Path(out)
-    model = open_model(base, revision)
+    model = open_model(base, revision, quantised=True)
     source, record = model.source, parts.record
     assert isinstance(source, FolderSource)
     for folder in (source.folder, parts.folder):

@@ -75,7 +75,7 @@ def combine(
     if how not in HOWS:
         raise unknown("way to combine", how, HOWS)
     packs, out = [open_pack(Path(pack_a)), open_pack(Path(pack_b))], Path(out)
-    model = open_model(base, revision)
+    model = open_model(base, revision, quantised=how == "interleave")  # a mean is computed
     source = model.source
     assert isinstance(source, FolderSource)
     for folder in (source.folder, *(parts.folder for parts in packs)):

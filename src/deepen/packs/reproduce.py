@@ -96,7 +96,7 @@ def _base(grown: Grown, base: str | Path | None, revision: str | None) -> Model:
             f"{grown.model.source.name} was grown from {recorded.name!r}, which is no folder here "
             f"or beside it; pass --base."
         )
-    model = open_model(base, revision)
+    model = open_model(base, revision, quantised=True)
     if differs := difference(model.source, recorded.fingerprint, recorded.sha256):
         raise DeepenError(
             f"{str(base)!r} {differs}, as {recorded.name} has that was grown; pass that one as "

@@ -37,7 +37,7 @@ def inspect(
         DeepenError: The checkpoint cannot be read, is of a family that deepen does not know, or,
             with ``peft``, was not grown.
     """
-    opened = open_model(model, revision)
+    opened = open_model(model, revision, quantised=True)
     lineage = read_lineage(opened.source.config)
     new_blocks = lineage.new_blocks if lineage else []
     per_block = [opened.parameters_of(index) for index in range(opened.depth)]

@@ -6,7 +6,7 @@ leaves every later number as it was, so that methods which promise the base's fu
 a difference of exactly 0.0: x + 0 = x in floating point, for all families that deepen grows so far.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,8 +53,7 @@ def verify(
     """Hold a grown checkpoint to its base and to its own ``deepen`` entry.
 
     Of a model that was trained, everything that its trainings do not name must still be the base's,
-    bit for bit. Memory stays at about one tensor in float32 and the logits, whatever the models'
-    size.
+    bit for bit. Memory stays at about one tensor in float32 and the logits, at any size of models.
 
     Args:
         base: The checkpoint that was grown, in the latest step or an earlier one, or trained: a
@@ -72,7 +71,8 @@ def verify(
     Raises:
         DeepenError: A checkpoint cannot be read, or deepen did not grow ``grown``.
     """
-    where, before, after = devices.choose(device), open_model(base), FolderSource(Path(grown))
+    where, before = devices.choose(device), open_model(base, quantised=True)
+    after = FolderSource(Path(grown))
     claim = claim_of(before, after, trained)
     record = _compare(before, after, claim, manifest, progress)
     if not record.passed:
@@ -265,10 +265,13 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
     One that was not trained has zeros where they are promised; one that was is no longer what it
     was before.
     """
-    problems, silenced, trained = [], 0, 0
+    problems: list[str] = []
+    silenced, trained = 0, 0
     for index, block in enumerate(claim.plan.blocks):
         if not isinstance(block, Insert):
             continue
+        if base.source.quantisation and not claim.trains(index):
+            problems += _not_copied(base, grown, index, block.nearest)
         anatomy, changed = base.anatomy.blocks[block.nearest], False
         for name, spec in anatomy.block.items():
             place = anatomy.places[name]
@@ -278,7 +281,7 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
                 problems.append(f"{full} holds NaN or Inf")
             if not claim.preserves_function or spec.silent is None:
                 continue
-            moved = bool(torch.ne(tensor, spec.silent).any())
+            moved = bool(torch.ne(tensor.float(), spec.silent).any())
             silenced, changed = silenced + (not moved), changed or moved
             if moved and not claim.trains(index):
                 problems.append(
@@ -293,6 +296,15 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
             if not changed and (start or claim.preserves_function):
                 problems.append(f"block {index} is what it was before training")
     return _new_blocks(problems, len(claim.plan.new_blocks), silenced, trained)
+
+
+def _not_copied(base: Model, grown: Source, index: int, parent: int) -> Iterator[str]:
+    """Yield what of a quantised new block, but for what may be silent, is not its parent's."""
+    for suffix, spec in base.anatomy.blocks[parent].stored.items():
+        name, origin = (base.family.name(block, suffix) for block in (index, parent))
+        loud = not any(part.writes_residual for part in spec.parts)
+        if loud and differs(grown.load(name), base.source.load(origin)):
+            yield f"{name} differs from the base's {origin}, which it copies"
 
 
 def _new_blocks(problems: list[str], count: int, silenced: int, trained: int) -> Check:

@@ -126,6 +126,43 @@ def dissect(table: Family, config: Config, shapes: Shapes, stored: Shapes | None
     return Anatomy(table, family, blocks, types, tuple(outside), trailing)
 
 
+def with_scales(anatomy: Anatomy, scales: Mapping[str, str]) -> Anatomy:
+    """Add what lies beside quantised weights to where these are.
+
+    Args:
+        anatomy: Of the weights alone.
+        scales: Name of such a tensor → the weight.
+
+    Raises:
+        DeepenError: A weight outside all blocks is quantised.
+    """
+    if not scales:
+        return anatomy
+    found: dict[int, dict[str, StoredSpec]] = {}
+    outside, trailing = list(anatomy.outside), dict(anatomy.trailing)
+    for name, weight in scales.items():
+        place = anatomy.family.split(name)
+        if place and place[0] < anatomy.depth:
+            spec = StoredSpec((TensorSpec("scale", ()),))
+            found.setdefault(place[0], {})[place[1]] = spec
+        elif place:
+            trailing[name] = (place[0] - anatomy.depth, place[1])
+        elif name.startswith(anatomy.family.carried):
+            outside.append(name)
+        else:
+            raise DeepenError(
+                f"Tensor {weight!r} is quantised and belongs to no block, and deepen reads "
+                f"quantised weights in blocks alone; give the unquantised checkpoint."
+            )
+    alike: dict[tuple[int, frozenset[str]], BlockAnatomy] = {}
+    blocks = []
+    for index, block in enumerate(anatomy.blocks):
+        beside = found.get(index, {})
+        whole = replace(block, stored={**block.stored, **beside})
+        blocks.append(alike.setdefault((id(block), frozenset(beside)), whole))
+    return replace(anatomy, blocks=tuple(blocks), outside=tuple(outside), trailing=trailing)
+
+
 def _as_named(family: Family, shapes: Collection[str]) -> Family:
     """Return the table with the names of this checkpoint, which may lack the model's prefix."""
     block_prefix = family.stored_as.get(family.block_prefix, family.block_prefix)

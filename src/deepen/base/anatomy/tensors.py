@@ -72,8 +72,8 @@ class StoredSpec:
 
     @property
     def is_buffer(self) -> bool:
-        """Whether it is no parameter: something that loaders compute anew or ignore."""
-        return self.parts[0].role == "buffer"
+        """Whether it is no parameter: what loaders compute anew or ignore, or a weight's scales."""
+        return self.parts[0].role in ("buffer", "scale")
 
 
 @dataclass(frozen=True)

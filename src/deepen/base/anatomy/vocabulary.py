@@ -23,6 +23,7 @@ Role = Literal[
     "attention_gate",  # gates what heads hand on
     "attended_norm",  # norms what heads hand on
     "buffer",  # no parameter: loaders compute it anew or ignore it
+    "scale",  # no parameter: what a quantised weight's values are multiplied with
     # FFN
     "ffn_norm",  # norms the stream before the FFN
     "gate",  # computes what the activation function sees
