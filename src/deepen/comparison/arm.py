@@ -17,7 +17,7 @@ LORA, TOP_BLOCKS, WIDER = "lora", "top-blocks", "wider"
 """Methods of arms that train the base in another way."""
 NOT_GROWN = (BASE, LORA, TOP_BLOCKS, WIDER)
 """Methods of arms that are no deeper than the base."""
-MOST_ARMS = 1000
+MOST_ARMS = 200
 PARTS = ("trains", "also", "lora", "neurons")
 """Settings of training that say which part trains: alike in pre-training and fine-tuning."""
 

@@ -162,7 +162,7 @@ class Study(Settings):
     parameters: Annotated[int, Field(ge=1, le=10**15)] | None = None
     """Parameters that ``lora``, ``top-blocks`` and ``wider`` train, or somewhat fewer; by default
     as many as the first grown arm that trains its new blocks alone."""
-    pairs: list[tuple[Name, Name]] = Field(default_factory=list, max_length=10_000)
+    pairs: list[tuple[Name, Name]] = Field(default_factory=list, max_length=1000)
     """Labels of arms whose differences the report shows first."""
     fine_tuning: FineTuning | None = None
     """What follows it, if anything."""

@@ -25,7 +25,7 @@ Sequences = Annotated[int, Field(ge=1, le=10**6)]
 Length = Annotated[int, Field(ge=2, le=10**7)]
 """Tokens in a sequence; the first cannot be predicted, so that one alone would have no loss."""
 Tokens = Annotated[int, Field(ge=1, le=10**15)]
-Blocks = Annotated[list[Annotated[int, Field(ge=0, lt=10**5)]], Field(max_length=10**5)]
+Blocks = Annotated[list[Annotated[int, Field(ge=0, lt=10**5)]], Field(max_length=5000)]
 """Indices of blocks."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and transformers all take."""
@@ -50,7 +50,7 @@ def _beside_which(path: str) -> str:
 
 
 Output = Annotated[Name, AfterValidator(_beside_which)]
-Paths = Name | Annotated[list[Name], Field(min_length=1, max_length=10**5)]
+Paths = Name | Annotated[list[Name], Field(min_length=1, max_length=5000)]
 """One or several."""
 
 _STAGE_DEFAULTS: Mapping[Stage, Mapping[str, Any]] = {
