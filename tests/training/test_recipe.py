@@ -133,6 +133,12 @@ OPEN = {
 }
 
 
+def test_an_output_of_links_in_a_circle_is_told(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DeepenError, match=r"'output' .* links lead nowhere"):
+        load_recipe(file, [f"output={tmp_path / 'loop'}"])
+
+
 RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if path.name != "study.yaml")
 
 

@@ -43,8 +43,12 @@ Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_name
 
 
 def _beside_which(path: str) -> str:
-    """Refuse the root of the file system, which has no place beside it."""
-    if len(Path(path).resolve().parts) == 1:
+    """Refuse the root of the file system, which has no place beside it, and links in a circle."""
+    try:
+        place = Path(path).resolve()
+    except (OSError, RuntimeError):  # Python before and after 3.13
+        raise ValueError("its links lead nowhere") from None
+    if len(place.parts) == 1:
         raise ValueError("nothing can be written to the root of the file system")
     return path
 
