@@ -39,6 +39,21 @@ def fp8(folder: Path, *, rectangle: tuple[int, int] = BLOCKS, skip: tuple[str, .
     return folder
 
 
+def per_tensor(folder: Path) -> Path:
+    """Rewrite a checkpoint in FP8 with one scale for a weight, and one for what it multiplies."""
+    config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+
+    def store(name: str, weight: Tensor) -> dict[str, Tensor]:
+        scale = weight.float().abs().amax() / 448
+        return {
+            name: (weight.float() / scale).to(torch.float8_e4m3fn),
+            f"{name}_scale_inv": scale,
+            f"{name.removesuffix('weight')}activation_scale": torch.tensor(0.5),
+        }
+
+    return rewrite(folder, store, config)
+
+
 def per_row(folder: Path, dtype: torch.dtype = torch.float8_e4m3fn) -> Path:
     """Rewrite a checkpoint as compressed-tensors stores FP8 or int8, one scale for each row."""
     is_float = dtype.is_floating_point

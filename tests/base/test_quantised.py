@@ -18,6 +18,7 @@ from deepen.common.errors import DeepenError
 FORMATS = {
     "fp8": quantised.fp8,
     "fp8, edges cut off": lambda folder: quantised.fp8(folder, rectangle=(5, 7)),
+    "fp8, one scale": quantised.per_tensor,
     "compressed-tensors": quantised.per_row,
     "compressed-tensors, int8": lambda folder: quantised.per_row(folder, torch.int8),
     "bitsandbytes": quantised.int8,

@@ -12,6 +12,7 @@ import shrink
 import tiny
 from cases import CASES
 from deepen.common.errors import DeepenError
+from deepen.growth.preview import UNTRAINABLE
 
 MIXTURES = {
     "qwen3_moe": {"moe_intermediate_size": 24},
@@ -61,10 +62,18 @@ def test_fp8_grows_by_copies_and_computes_the_same(case, tmp_path):
     assert not any("scale" in name for name in silent)
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3_moe"])
-def test_transformers_loads_what_was_grown(case, tmp_path):
-    base = quantised.fp8(folder_of(case, tmp_path / "base"))
+@pytest.mark.parametrize(
+    ("case", "store"),
+    [
+        ("llama", quantised.fp8),
+        ("qwen3_moe", quantised.fp8),
+        ("llama", quantised.per_tensor),
+    ],
+)
+def test_transformers_loads_what_was_grown(case, store, tmp_path):
+    base = store(folder_of(case, tmp_path / "base"))
     deepen.grow(base, tmp_path / "grown", method="llama-pro")
+    assert deepen.verify(base, tmp_path / "grown").passed
     ids = torch.arange(40).reshape(2, 20)
     before, after = (
         tiny.load(folder, torch.bfloat16)(ids).logits for folder in (base, tmp_path / "grown")
@@ -125,6 +134,7 @@ def test_what_a_record_counts_are_parameters_and_no_scales(llama, tmp_path):
     assert found.base_parameters == plain.base_parameters
     assert (found.parameters, found.new_parameters) == (plain.parameters, plain.new_parameters)
     assert found.weight_bytes < plain.weight_bytes
+    assert [note for note in found.notes if note not in plain.notes] == [UNTRAINABLE]
 
 
 def test_the_card_says_what_can_be_done(tmp_path):

@@ -38,6 +38,10 @@ from deepen.records.growth import (
 )
 
 _LONGEST_DEFAULT = 2048
+UNTRAINABLE = (
+    "The weights are quantised, and deepen trains none such: what training would cost is told of "
+    "unquantised ones, which are what to grow for it."
+)
 
 
 def plan(
@@ -218,5 +222,8 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
         trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,
         weight_bytes=sum(info.nbytes for info in infos),
         keeps_pattern=kept,
-        notes=[BROKEN_PATTERN] if kept is False else [],
+        notes=[
+            *([BROKEN_PATTERN] if kept is False else []),
+            *([UNTRAINABLE] if base.source.quantisation else []),
+        ],
     )
