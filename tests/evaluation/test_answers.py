@@ -94,6 +94,23 @@ def test_bytes_are_the_answers_own(chatty: Path, tmp_path: Path) -> None:
     assert text.text_bytes == len(" four üb".encode())
 
 
+@pytest.mark.parametrize("name", ["rows.JSONL", "rows.ndjson", "rows.json"])
+def test_conversations_of_sharegpt_are_chats_too(chatty: Path, tmp_path: Path, name: str) -> None:
+    speakers = {"user": "human", "assistant": "gpt"}
+    rows: list[dict[str, Any]] = [
+        {"conversations": [{"from": speakers[t["role"]], "value": t["content"]} for t in row]}
+        for row in (row["messages"] for row in MESSAGES)
+    ]
+    rows.insert(1, {"conversations": None})
+    lines = [json.dumps(row) for row in rows]
+    text = f"[{','.join(lines)}]" if name.endswith(".json") else "\n".join(lines)
+    (tmp_path / name).write_text(f"\ufeff{text}", encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    found = texts.read(tmp_path / name, tokenizer)
+    expected = texts.read(write(tmp_path, MESSAGES), tokenizer)
+    assert (found.documents, found.labels) == (expected.documents, expected.labels)
+
+
 def test_batches_do_not_matter(chatty: Path, tmp_path: Path) -> None:
     file = write(tmp_path, MESSAGES * 3)
     one, many = (evaluate(chatty, perplexity=[file], batch_size=size).texts[0] for size in (1, 64))

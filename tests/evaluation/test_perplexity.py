@@ -1,11 +1,16 @@
 """Loss on text against plain loops over the model's logits."""
 
+import csv
+import gzip
+import io
 import json
 import math
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
 import tiny
@@ -14,6 +19,7 @@ from deepen.common.errors import DeepenError
 from deepen.evaluation import perplexity as texts
 from deepen.evaluation.evaluate import evaluate
 from deepen.records.evaluation import EvalRecord
+from deepen.training.data import files
 
 DOCUMENTS = [PASSAGE[:300], "é", PASSAGE[300:420], "Non è vero."]
 
@@ -107,7 +113,7 @@ def test_max_tokens_cuts_tokens_and_bytes_alike(llama: Path, passage: Path, limi
     tokenizer = AutoTokenizer.from_pretrained(llama)
     ids = tokenizer(PASSAGE)["input_ids"]
     text = texts.read(passage, tokenizer, limit)
-    assert text.documents == [ids[: limit + 1]]
+    assert [*map(list, text.documents)] == [ids[: limit + 1]]
     assert text.text_bytes == len(tokenizer.decode(ids[1 : limit + 1]).encode())
 
 
@@ -128,6 +134,58 @@ def test_record_says_what_was_measured(llama: Path, passage: Path) -> None:
     assert len(record.fingerprint) == len(record.texts[0].sha256) == 64
 
 
+@pytest.mark.parametrize("suffix", [".NDJSON", ".JSONL", ".jsonl.gz", ".csv", ".json", ".parquet"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
+def test_rows_are_read_as_training_reads_them(
+    llama: Path, lines: Path, tmp_path: Path, suffix: str, mark: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    expected = texts.read(lines, tokenizer)
+    rows: list[str | None] = [DOCUMENTS[0], None, *DOCUMENTS[1:]]
+    file = tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.table({"text": rows}), file)
+    else:
+        given = [row or "" for row in rows] if suffix == ".csv" else rows
+        content = mark + written(given, suffix.lower().removesuffix(".gz"))
+        data = content.encode()
+        file.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    found = texts.read(file, tokenizer)
+    assert (found.documents, found.text_bytes) == (expected.documents, expected.text_bytes)
+
+
+def written(documents: list[str | None], suffix: str) -> str:
+    """Write rows with one column as a file of a kind."""
+    if suffix == ".csv":
+        rows = [{"text": document} for document in documents]
+        stream = io.StringIO()
+        table = csv.DictWriter(stream, ["text"], quoting=csv.QUOTE_ALL)
+        table.writeheader()
+        table.writerows(rows)
+        return stream.getvalue()
+    objects = [json.dumps({"text": document}) for document in documents]
+    return f"[{','.join(objects)}]" if suffix == ".json" else "\n".join(objects)
+
+
+def test_long_texts_in_pieces_have_the_tokens_of_the_whole(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before a space or behind a line, this tokenizer makes the same tokens of the pieces."""
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    line = "\ufeff" + " ".join(PASSAGE.split())
+    (tmp_path / "line.txt").write_text(line, encoding="utf-8")
+    (tmp_path / "line.jsonl").write_text(json.dumps({"text": line[1:]}))
+    whole = texts.read(tmp_path / "line.jsonl", tokenizer)
+    limits = [None, 1, 20, 150, whole.tokens - 1]
+    wholes = [texts.read(tmp_path / "line.jsonl", tokenizer, limit) for limit in limits]
+    monkeypatch.setattr(files, "PIECE_CHARACTERS", 100)
+    for name in ("line.txt", "line.jsonl"):
+        for limit, expected in zip(limits, wholes, strict=True):
+            found = texts.read(tmp_path / name, tokenizer, limit)
+            assert found.documents == expected.documents
+            assert found.text_bytes == expected.text_bytes
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -138,12 +196,12 @@ def test_record_says_what_was_measured(llama: Path, passage: Path) -> None:
         (
             "key.jsonl",
             '{"text": "ab"}\n{"content": "ab"}',
-            "Line 2 of .* no 'text' .it has content",
+            "Line 2 of .* has no 'text' .it has content",
         ),
-        ("row.jsonl", "[1]", "Line 1 of .* has no 'text' .it has no object"),
+        ("row.jsonl", "[1]", "Line 1 of .* is not an object with columns"),
         ("broken.jsonl", '{"text": "ab"', "Line 1 of .* is not JSON"),
-        ("number.jsonl", '{"text": 5}', "'text' in line 1 of .* is not a string"),
-        ("latin.txt", "é".encode("latin-1") * 9, "cannot be read .not UTF-8."),
+        ("number.jsonl", '{"text": 5}', "Line 1 of number.jsonl holds a number in 'text'"),
+        ("latin.txt", "é".encode("latin-1") * 9, "latin.txt' is not readable UTF-8 text .*codec"),
     ],
 )
 def test_bad_texts(

@@ -1,36 +1,30 @@
 """Chat rows as a model reads them: which tokens are answers, and whose loss counts."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from deepen.common.errors import DeepenError
 from deepen.training.data.chat import COLUMNS, IGNORED, Example, Reader
+from deepen.training.data.files import file_rows
 from deepen.training.data.rows import rows
+from deepen.training.data.templates import own_template
 from deepen.training.recipe import DataConfig
 
 TEXT = "text"
-"""The key of a ``.jsonl`` line that holds a document."""
+"""The column that holds a document."""
 
 
 def are_rows(file: Path) -> bool:
-    """Whether a file holds chat rows, judged by its first line: no document, but columns of a chat.
+    """Whether a file holds chat rows, judged by the first: no document, but columns of a chat.
 
     Raises:
-        OSError: The file cannot be read.
+        DeepenError: The file cannot be read.
     """
-    if file.suffix != ".jsonl":
-        return False
-    with file.open(encoding="utf-8") as lines:
-        first = next((line for line in lines if line.strip()), "")
-    try:
-        row = json.loads(first)
-    except ValueError:
-        return False  # whoever reads it as text says so
-    keys = row.keys() if isinstance(row, dict) else ()
-    return TEXT not in keys and any(set(columns) <= set(keys) for columns in COLUMNS.values())
+    first = next(file_rows(file, TEXT, None), None)
+    names = first.columns.keys() if first else set[str]()
+    return TEXT not in names and any(names >= set(columns) for columns in COLUMNS.values())
 
 
 def read_answers(
@@ -44,7 +38,7 @@ def read_answers(
     A row is cut at ``length`` tokens; one whose answers begin behind that is left out.
 
     Args:
-        file: A ``.jsonl`` file of chat rows.
+        file: A file of chat rows.
         tokenizer: The model's, with its chat template.
         length: Tokens of a row, at most.
         max_tokens: Where to stop, in answers' tokens.
@@ -58,7 +52,7 @@ def read_answers(
     data = DataConfig(path=str(file), sequence_length=length)
     read = rows(data, 0)
     first = next(read)
-    if "messages" in first.columns and not isinstance(tokenizer.chat_template, str):
+    if {"messages", "conversations"} & first.columns.keys() and own_template(tokenizer) is None:
         raise DeepenError(
             f"{file.name!r} holds messages, but the model has no chat template to write them with; "
             f"evaluate one that has, or give rows with prompt and completion."
@@ -78,12 +72,12 @@ def read_answers(
                 return
 
 
-def counted(labels: list[int]) -> int:
+def counted(labels: Sequence[int]) -> int:
     """Return how many tokens are predicted; the first one cannot be."""
     return len(_places(labels))
 
 
-def _places(labels: list[int]) -> list[int]:
+def _places(labels: Sequence[int]) -> list[int]:
     """Return where labels stand that count."""
     return [place for place in range(1, len(labels)) if labels[place] != IGNORED]
 

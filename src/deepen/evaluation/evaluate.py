@@ -51,7 +51,7 @@ def evaluate(
     Args:
         model: Checkpoint folder or hub id.
         revision: Branch, tag or commit on the hub.
-        perplexity: Text files, or ``.jsonl`` files with one document in each line's ``text``, or
+        perplexity: Text files, or files of rows with a document in the column ``text`` of each, or
             with chat rows, of which the answers count.
         tasks: Names of lm-evaluation-harness tasks, groups or tags; ``paper`` is the set of eight
             that the OpT-DeUS paper reports.

@@ -1,16 +1,17 @@
 """A model's loss on a text file: perplexity per token and bits per byte.
 
-A ``.jsonl`` file holds one document or one chat per line, any other file is one document. Of chats
-only the answers count (``deepen.evaluation.answers``); a chat is one window. A document is cut
-into tokens as it stands, without special tokens. The first one is given; every later one is
+Files are read as training reads them (``deepen.training.data.files``): rows hold a document or a
+chat each, any other file is one document. Of chats only the answers count
+(``deepen.evaluation.answers``); a chat is one window. A document is cut into tokens as it stands,
+long ones in pieces, without special tokens. The first one is given; every later one is
 predicted exactly once, in windows that do not overlap: a window takes ``sequence_length`` tokens in
 and predicts each one's successor, so that a prediction sees at least one token and never more than
 its window holds. Bytes are those of the predicted tokens' text: everything but the first token's.
 """
 
 import hashlib
-import json
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from deepen.common.progress import Progress, silent
 from deepen.evaluation.answers import TEXT, are_rows, counted, read_answers
 from deepen.records.evaluation import TextScore
 from deepen.training.data.chat import IGNORED
+from deepen.training.data.files import Row, capitalised, file_rows, pieces, said_of
 
 _MOST_EXPONENT = 709.0  # of what a double holds
 _LEAST_FULL = 15 / 16  # of the longest window of a batch, for chats, whose lengths differ
@@ -42,11 +44,11 @@ class Text:
     """The file's name."""
     sha256: str
     """Hash of its content."""
-    documents: list[list[int]]
-    """Token ids of each document, all with at least two."""
+    documents: "list[array[int]]"
+    """Token ids of each document, all with at least two; lists would take nine times the memory."""
     text_bytes: int
     """UTF-8 bytes of the tokens that will be predicted."""
-    labels: list[list[int]] | None = None
+    labels: "list[array[int]] | None" = None
     """For chat rows, each token again if it is an answer's, else ``IGNORED``."""
 
     @property
@@ -67,7 +69,7 @@ def read(
     """Read a text file.
 
     Args:
-        file: A ``.jsonl`` file, any other text in UTF-8, or ``registry:TEXT/PART``.
+        file: A file of rows, any other text in UTF-8, or ``registry:TEXT/PART``.
         tokenizer: A fast tokenizer of transformers.
         max_tokens: Where to stop, in predicted tokens.
         longest_chat: Where a chat row is cut, in tokens.
@@ -84,9 +86,8 @@ def read(
             if are_rows(file)
             else _read_documents(file, sha256, tokenizer, max_tokens)
         )
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise DeepenError(f"The text {str(file)!r} cannot be read ({reason}).") from None
+    except OSError as error:
+        raise DeepenError(f"The text {str(file)!r} cannot be read ({error.strerror}).") from None
     if not file.stat().st_size:
         raise DeepenError(f"The text {str(file)!r} is empty; give one to predict.")
     if text.labels is not None and not text.text_bytes:
@@ -104,7 +105,8 @@ def read(
 
 def _read_documents(file: Path, sha256: str, tokenizer: Any, max_tokens: int | None) -> Text:  # noqa: ANN401
     """Read documents, all of whose tokens count."""
-    ids: list[list[int]] = []
+    _insist_on_offsets(tokenizer)
+    ids: list[array[int]] = []
     text_bytes, left = 0, math.inf if max_tokens is None else max_tokens
     for document in _documents(file):
         if left < 1:
@@ -127,7 +129,8 @@ def _read_chats(
     """Read chat rows, whose answers count."""
     _insist_on_offsets(tokenizer)
     read = list(read_answers(file, tokenizer, longest, max_tokens))
-    ids, labels = [example.ids for example, _ in read], [example.labels for example, _ in read]
+    ids = [array("i", example.ids) for example, _ in read]
+    labels = [array("i", example.labels) for example, _ in read]
     return Text(file.name, sha256, ids, sum(nbytes for _, nbytes in read), labels)
 
 
@@ -181,45 +184,67 @@ def score(
     )
 
 
-def _documents(file: Path) -> Iterator[str]:
-    """Yield a file's documents."""
-    if file.suffix != ".jsonl":
-        yield file.read_text(encoding="utf-8")
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                document = row[TEXT]
-            except ValueError:
-                raise DeepenError(f"Line {number} of {str(file)!r} is not JSON.") from None
-            except (KeyError, TypeError):
-                keys = ", ".join(row) if isinstance(row, dict) else "no object"
-                raise DeepenError(
-                    f"Line {number} of {str(file)!r} has no {TEXT!r} (it has {keys}); rename the "
-                    f"key that holds the text."
-                ) from None
-            if not isinstance(document, str):
-                raise DeepenError(f"{TEXT!r} in line {number} of {str(file)!r} is not a string.")
-            yield document
+def _documents(file: Path) -> Iterator[Iterator[str]]:
+    """Yield a file's documents, each in pieces; rows with null have none."""
+    read = file_rows(file, TEXT, None)
+    for row in read:
+        yield _pieces_of(row, read)
 
 
-def _tokens(document: str, tokenizer: Any, left: float) -> tuple[list[int], int]:  # noqa: ANN401
+def _pieces_of(row: Row, later: Iterator[Row]) -> Iterator[str]:
+    """Yield the document that begins with a row, in pieces."""
+    yield from (piece for piece, _ in pieces(_text_of(row), ends=True))
+    while row.continued:
+        row = next(later)
+        yield from (piece for piece, _ in pieces(_text_of(row), ends=True))
+
+
+def _text_of(row: Row) -> str:
+    """Return a row's text; nothing where the file says null.
+
+    Raises:
+        DeepenError: The row has none.
+    """
+    if TEXT not in row.columns:
+        names = ", ".join(row.columns) or "no columns at all"
+        raise DeepenError(
+            f"{capitalised(row.where)} has no {TEXT!r} (it has {names}); rename the column that "
+            f"holds the text."
+        )
+    text = row.columns[TEXT]
+    if text is not None and not isinstance(text, str):
+        raise DeepenError(
+            f"{capitalised(row.where)} holds {said_of(text)} in {TEXT!r}, where the text of a "
+            f"document is read from; mend the row."
+        )
+    return text or ""
+
+
+def _tokens(document: Iterator[str], tokenizer: Any, left: float) -> "tuple[array[int], int]":  # noqa: ANN401
     """Cut a document into tokens, and count the bytes of those that will be predicted."""
-    _insist_on_offsets(tokenizer)
-    encoded = tokenizer(document, add_special_tokens=False, verbose=False)
-    ids: list[int] = encoded["input_ids"]
-    if len(ids) < 2:
-        return ids, 0
-    # A character that is split between the first two tokens counts as predicted.
-    first, second = encoded.token_to_chars(0), encoded.token_to_chars(1)
-    start, end = min(first.end, second.start), len(document)
-    if len(ids) - 1 > left:
-        ids = ids[: int(left) + 1]
-        end = encoded.token_to_chars(len(ids) - 1).end
-    return ids, len(document[start:end].encode())
+    ids, nbytes = array("i"), 0
+    for piece in document:
+        encoded = tokenizer(piece, add_special_tokens=False, verbose=False)
+        found = encoded["input_ids"]
+        taken = int(min(len(found), left + 1 - len(ids)))
+        start = 0 if ids else _second(piece, encoded, len(found))
+        end = len(piece) if taken == len(found) else encoded.token_to_chars(taken - 1).end
+        ids.extend(found[:taken])
+        nbytes += len(piece[start:end].encode())
+        if len(ids) > left:
+            break
+    return ids, nbytes
+
+
+def _second(piece: str, encoded: Any, tokens: int) -> int:  # noqa: ANN401
+    """Return where the text of all tokens but the first begins.
+
+    A character that is split between the first two counts as the second's.
+    """
+    if not tokens:
+        return len(piece)
+    end: int = encoded.token_to_chars(0).end
+    return min(end, encoded.token_to_chars(1).start) if tokens > 1 else end
 
 
 def _insist_on_offsets(tokenizer: Any) -> None:  # noqa: ANN401
@@ -233,17 +258,18 @@ def _insist_on_offsets(tokenizer: Any) -> None:  # noqa: ANN401
 
 def _batches(text: Text, length: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets ``[batch, length]``, long windows first to waste little."""
+    ignored = array("i", [IGNORED])
     for batch in _groups(text, length, batch_size):
         width = len(batch[0][0]) - 1
         # What stands to the right of a sequence cannot change it, so that any token fills up.
         inputs = [ids[:-1] + ids[-1:] * (width - len(ids) + 1) for ids, _ in batch]
-        targets = [labels[1:] + [IGNORED] * (width - len(labels) + 1) for _, labels in batch]
+        targets = [labels[1:] + ignored * (width - len(labels) + 1) for _, labels in batch]
         yield torch.tensor(inputs), torch.tensor(targets)
 
 
 def _groups(
     text: Text, length: int, batch_size: int
-) -> Iterator[list[tuple[list[int], list[int]]]]:
+) -> "Iterator[list[tuple[array[int], array[int]]]]":
     """Yield windows, ids and labels, in groups of at most ``batch_size``."""
     if text.labels is None:
         windows = [
@@ -255,7 +281,7 @@ def _groups(
         windows = list(zip(text.documents, text.labels, strict=True))
     windows.sort(key=lambda window: len(window[0]), reverse=True)
     least = 0.0 if text.labels is None else _LEAST_FULL
-    group: list[tuple[list[int], list[int]]] = []
+    group: list[tuple[array[int], array[int]]] = []
     for window in windows:
         if group and (
             len(group) == batch_size or len(window[0]) - 1 < least * (len(group[0][0]) - 1)

@@ -11,6 +11,7 @@ import tiny
 from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Tell, silent, unheard
+from deepen.training.data import files
 from deepen.training.data import packed as module
 from deepen.training.data.packed import PackedSequences, load_packed
 from deepen.training.recipe import DataConfig, TrainingConfig
@@ -99,7 +100,7 @@ def test_a_long_document_is_tokenised_in_pieces_and_ends_once(
         return plain(self, texts, **more)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counted)
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(files, "PIECE_CHARACTERS", 100)
     monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 100)
     tokens = flat(load(tmp_path / "d.jsonl", tmp_path / "cache", sequence_length=1))
     assert len(lengths) > 4

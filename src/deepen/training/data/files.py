@@ -38,16 +38,14 @@ def file_rows(file: Path, text_column: str, separator: str | None) -> Iterator[R
     """Read one file.
 
     Args:
-        file: Of a kind that is read here.
+        file: Of a kind that is read here; any other is read as a .txt file.
         text_column: The column that a .txt file's documents stand in.
         separator: What stands between them; ``None`` if the file is one document.
 
     Raises:
         DeepenError: It is damaged, or holds something else than rows.
     """
-    kind = kind_of(file)
-    assert kind is not None
-    read = KINDS[kind]
+    read = KINDS[kind_of(file) or ".txt"]
     try:
         if read is None:
             yield from _text(file, text_column, separator)
@@ -94,6 +92,24 @@ def good_cut(text: str) -> int:
     """
     line = text.rfind("\n") + 1
     return line or max(text.rfind(" "), 0) or len(text)
+
+
+def pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
+    """Cut a document into pieces: a tokenizer takes two hundred bytes for every character.
+
+    Args:
+        text: The document, or a piece of one.
+        ends: Whether the document ends with it.
+
+    Returns:
+        Pieces, each with whether the document ends there.
+    """
+    start = 0
+    while len(text) - start > 2 * PIECE_CHARACTERS:
+        stop = start + good_cut(text[start : start + PIECE_CHARACTERS])
+        yield text[start:stop], False
+        start = stop
+    yield text[start:], ends
 
 
 def _json_lines(file: Path) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from deepen.training.data.files import (
     PIECE_CHARACTERS,
     Row,
     capitalised,
-    good_cut,
+    pieces,
     said_of,
 )
 from deepen.training.data.rows import rows
@@ -138,7 +138,7 @@ def _write_tokens(
             text = _text_of(row, data.text_column)
             nulls += text is None
             if text or row.continued is not None:
-                yield from _pieces(text or "", ends=not row.continued)
+                yield from pieces(text or "", ends=not row.continued)
 
     with file.open("wb") as stream:
         for texts in _batches(read()):
@@ -163,24 +163,6 @@ def _write_tokens(
         )
     progress(f"data: {written:,} tokens", 1.0)
     return {"tokens": written, "nulls": nulls}
-
-
-def _pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
-    """Cut a document into pieces: a tokenizer takes two hundred bytes for every character.
-
-    Args:
-        text: The document, or a piece of one.
-        ends: Whether the document ends with it.
-
-    Returns:
-        Pieces, each with whether the document ends there.
-    """
-    start = 0
-    while len(text) - start > 2 * PIECE_CHARACTERS:
-        stop = start + good_cut(text[start : start + PIECE_CHARACTERS])
-        yield text[start:stop], False
-        start = stop
-    yield text[start:], ends
 
 
 def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
