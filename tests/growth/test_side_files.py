@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 import deepen
@@ -15,6 +16,7 @@ from deepen.base.checkpoint import FolderSource
 from deepen.base.memory import load_pretrained
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
+from deepen.growth.card import inherited_from
 from deepen.growth.side_files import copy_side_files, left_behind
 
 SOURCES = sorted((Path(deepen.__file__).parent).rglob("*.py"))
@@ -150,3 +152,52 @@ def test_links_out_of_the_folder_are_told_and_not_followed(copy, tmp_path):
 
 def files_of(folder):
     return [file for file in folder.rglob("*") if file.is_file()]
+
+
+FRONTS = {
+    "unclosed list": b"---\nlicense: [mit\n---\n# Tiny\n",
+    "no mapping": b"---\n- mit\n---\n# Tiny\n",
+    "no date": b"---\nlicense: 2001-99-99\n---\n# Tiny\n",
+    "an object": b"---\nlicense: !!python/object:os.system x\n---\n# Tiny\n",
+    "tags no list": b"---\nlicense: mit\ntags: 5\n---\n# Tiny\n",
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_card_that_cannot_be_read_is_told_of(copy, front):
+    (copy / "README.md").write_bytes(FRONTS[front])
+    (note,) = left_behind(FolderSource(copy))
+    assert note.startswith("The front matter of copy's card (README.md) cannot be read (")
+    assert "\n" not in note
+    assert inherited_from(copy) == {}
+
+
+def test_of_a_card_words_alone_are_inherited(copy):
+    words = "---\nlicense: {a: b}\nlanguage: [en, de]\nlicense_name: 5\n---\n"
+    (copy / "README.md").write_bytes(words.encode() + b"caf\xe9\n")
+    assert left_behind(FolderSource(copy)) == []
+    assert inherited_from(copy) == {"language": ["en", "de"]}
+
+
+BROKEN = {
+    "README.md": FRONTS["unclosed list"],
+    "generation_config.json": b"null",
+    "special_tokens_map.json": b"null",
+    "tokenizer.json": b"{",
+}
+
+
+def test_what_cannot_be_read_comes_along_with_a_note(copy, tmp_path):
+    for name, content in BROKEN.items():
+        (copy / name).write_bytes(content)
+    record = deepen.grow(copy, tmp_path / "grown", method="llama-pro", new_layers=1)
+    card, generation, tokenizer = record.notes
+    assert "README.md" in card
+    assert generation.startswith("generation_config.json of copy cannot be read (")
+    assert tokenizer.startswith("copy has no tokenizer that loads (")
+    for name in BROKEN.keys() - {"README.md"}:
+        assert (tmp_path / "grown" / name).read_bytes() == BROKEN[name]
+    assert "license" not in ModelCard.load(tmp_path / "grown/README.md").data.to_dict()
+    assert deepen.verify(copy, tmp_path / "grown").passed
+    with pytest.raises(DeepenError, match="cannot load grown"):
+        load_pretrained(FolderSource(tmp_path / "grown"), torch.float32)

@@ -63,6 +63,13 @@ def test_front_matter_stays_and_tells_what_was_trained_on(record: TrainRecord) -
     assert "## Continual pre-training" in card.text
 
 
+def test_a_list_that_is_none_is_begun_anew(record: TrainRecord) -> None:
+    before = "---\nlicense: mit\ndatasets: 5\n---\n\nWords.\n"
+    data = ModelCard(trained_card(before, with_source(record, "a/b"))).data.to_dict()
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["a/b"]
+
+
 def test_a_grown_model_keeps_its_front_matter(record: TrainRecord) -> None:
     data = ModelCard.load(Path(record.output) / "model" / "README.md").data.to_dict()
     assert data["license"] == "mit"
@@ -81,7 +88,9 @@ def test_a_card_without_front_matter_gets_one(record: TrainRecord, before: str) 
     assert ModelCard(again).data.to_dict() == card.data.to_dict()
 
 
-@pytest.mark.parametrize("front", ["a: [", "- a\n- b", "tags: {"])
+@pytest.mark.parametrize(
+    "front", ["a: [", "- a\n- b", "tags: {", "tags: 5", "a: 2001-99-99", "\ta: b"]
+)
 def test_front_matter_that_nobody_can_read_is_left(record: TrainRecord, front: str) -> None:
     before = f"---\n{front}\n---\n\n# Mine\n"
     card = trained_card(before, record)

@@ -1,9 +1,15 @@
 """The model card (README.md) of a grown checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from deepen.base.folder import is_own
 from deepen.planning.pattern import BROKEN_PATTERN
 from deepen.records.growth import GrowRecord
+
+INHERITED = ("license", "license_name", "license_link", "language")
+"""What a card's front matter says that is true of a grown model too."""
 
 _TEMPLATE = """\
 # {name}, grown from {base_depth} to {depth} blocks
@@ -72,16 +78,11 @@ def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | Non
         blocks: The path of the blocks in transformers' model.
         quantised: How its weights are quantised, if they are.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     step = record.step
     hub_id = step.base.name if step.base.revision else None
-    inherited = {}
-    card = base / "README.md"
-    if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
-        front = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        fields = ("license", "license_name", "license_link", "language", "base_model")
-        inherited = {field: front[field] for field in fields if field in front}
+    inherited = inherited_from(base, (*INHERITED, "base_model"))
     parent = inherited.pop("base_model", None)
     # A folder has no name on the hub, but its own card may say what it was made from.
     made_from = hub_id or parent
@@ -115,6 +116,46 @@ def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | Non
         training=_TRAIN_UNQUANTISED if quantised else how[step.trains],
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def inherited_from(base: Path, fields: Sequence[str] = INHERITED) -> dict[str, Any]:
+    """Return what the front matter of a checkpoint's card says, in words and lists of words."""
+    try:
+        front, _ = front_matter(read_card(base))
+    except ValueError:
+        return {}
+    return {field: front[field] for field in fields if _is_words(front.get(field))}
+
+
+def _is_words(value: object) -> bool:
+    """Whether a value of front matter is a word or a list of them."""
+    entries = value if isinstance(value, list) else [value]
+    return all(isinstance(entry, str) for entry in entries)
+
+
+def read_card(folder: Path) -> str:
+    """Return a checkpoint's card; nothing if it has none of its own, marks where it is not UTF-8."""
+    card = folder / "README.md"
+    if not (card.is_file() and is_own(card, folder)):
+        return ""
+    return card.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def front_matter(card: str) -> tuple[dict[str, Any], str]:
+    """Divide a card into what its front matter says and the text below.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    from huggingface_hub import ModelCard
+
+    if not card.startswith("---"):
+        return {}, card
+    try:
+        loaded: Any = ModelCard(card, ignore_metadata_errors=True)
+        return loaded.data.to_dict(), loaded.text
+    except Exception as error:  # YAML has many types, for all that people write by hand
+        raise ValueError(" ".join(str(error).split())[:100]) from None
 
 
 def _remarks(record: GrowRecord, quantised: str | None) -> list[str]:

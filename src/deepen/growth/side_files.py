@@ -11,6 +11,7 @@ from deepen.base.folder import ADAPTER, is_own
 from deepen.base.text import tokenizer_code, tokenizer_of
 from deepen.common.errors import DeepenError
 from deepen.growth.base_files import MANIFEST
+from deepen.growth.card import front_matter, read_card
 
 # Weights, training state and code stay behind; every other file of a checkpoint comes along.
 _LEFT_BEHIND = {
@@ -19,6 +20,7 @@ _LEFT_BEHIND = {
 }
 # An adapter's config too: without its weights, which stay behind, transformers loads nothing.
 _REWRITTEN = {"config.json", "README.md", "trainer_state.json", ADAPTER, MANIFEST}
+_GENERATION = "generation_config.json"
 _INDEX = re.compile(r".*\.index(\..+)?\.json")
 _TEMPLATES = "additional_chat_templates"
 
@@ -60,7 +62,38 @@ def left_behind(source: FolderSource) -> list[str]:
         )
     if code := tokenizer_code(source.folder):
         told.append(_custom_tokenizer(source, code))
-    return told
+    return [*told, *_unreadable(source, tokenizer=code is None)]
+
+
+def _unreadable(source: FolderSource, *, tokenizer: bool) -> Iterator[str]:
+    """Tell which files beside the weights nobody can read; all of them come along as they are."""
+    from transformers import GenerationConfig
+
+    try:
+        front_matter(read_card(source.folder))
+    except ValueError as error:
+        yield (
+            f"The front matter of {source.name}'s card (README.md) cannot be read ({error}): its "
+            f"licence and languages do not stand in the grown model's."
+        )
+    if (source.folder / _GENERATION).is_file():
+        try:
+            GenerationConfig.from_pretrained(source.folder)
+        except Exception as error:  # many types, for whatever stands in the file
+            yield (
+                f"{_GENERATION} of {source.name} cannot be read ({_reason(error)}); it comes along "
+                f"as it is, and transformers may load no model beside it until it is mended."
+            )
+    if tokenizer and any(source.folder.glob("*token*")):
+        try:
+            tokenizer_of(source)
+        except DeepenError as error:
+            yield f"{str(error).rstrip('.')}; what is there comes along as it is."
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message as a part of a sentence."""
+    return " ".join(str(error).split())[:100].rstrip(".") or type(error).__name__
 
 
 def _links_out(source: FolderSource) -> Iterator[str]:

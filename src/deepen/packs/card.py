@@ -1,15 +1,12 @@
 """The cards (README.md) of a pack and of a combined model."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from deepen.growth.base_files import BASE_FILES
+from deepen.growth.card import inherited_from
 from deepen.packs.grown import Grown
 from deepen.records.growth import BaseIdentity, Step
 from deepen.records.pack import PackRecord
-
-_INHERITED = ("license", "license_name", "license_link", "language")
 
 _PACK = """\
 # The new blocks of {name}
@@ -65,7 +62,7 @@ def pack_card(record: PackRecord, grown: Grown) -> str:
         weight_bytes=record.weight_bytes,
         grown_weight_bytes=record.grown_weight_bytes,
     )
-    return _front(grown.folder / "README.md", record.base, ["pack"]) + text
+    return _front(grown.folder, record.base, ["pack"]) + text
 
 
 def combined_card(step: Step, packs: list[str], base: Path) -> str:
@@ -86,7 +83,7 @@ def combined_card(step: Step, packs: list[str], base: Path) -> str:
         blocks=", ".join(map(str, step.new_blocks)),
         base_files=BASE_FILES,
     )
-    return _front(base / "README.md", step.base, [step.method]) + text
+    return _front(base, step.base, [step.method]) + text
 
 
 def _link(base: BaseIdentity) -> str:
@@ -95,16 +92,13 @@ def _link(base: BaseIdentity) -> str:
     return on_hub if base.revision else base.name
 
 
-def _front(card: Path, base: BaseIdentity, tags: list[str]) -> str:
-    """Write a card's front matter."""
-    from huggingface_hub import ModelCard, ModelCardData
+def _front(folder: Path, base: BaseIdentity, tags: list[str]) -> str:
+    """Write a card's front matter; licence and languages are those of the card in a folder."""
+    from huggingface_hub import ModelCardData
 
-    given: Mapping[str, Any] = {}
-    if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
-        given = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     data = ModelCardData(
         base_model=base.name if base.revision else None,
         tags=["deepen", "depth-up-scaling", *tags],
-        **{name: given[name] for name in _INHERITED if name in given},
+        **inherited_from(folder),
     )
     return f"---\n{data.to_yaml()}\n---\n\n"

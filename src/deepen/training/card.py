@@ -2,9 +2,7 @@
 
 import re
 
-from yaml import YAMLError
-
-from deepen.growth.card import without_untrained
+from deepen.growth.card import front_matter, without_untrained
 from deepen.records.training import TrainRecord
 
 _STAGES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
@@ -30,16 +28,13 @@ def _with_metadata(card: str, record: TrainRecord, hub_id: str | None) -> str:
 
     Licence, languages and whatever else its authors wrote stay; scores of the model before do not.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    front, text = {}, card
-    if card.startswith("---"):
-        try:
-            loaded = ModelCard(card, ignore_metadata_errors=True)
-        except (ValueError, TypeError, YAMLError):
-            return card  # Nobody can read its front matter, and a finished run has to end well.
-        front = loaded.data.to_dict()  # type: ignore[no-untyped-call]
-        text = loaded.text.lstrip("\n")
+    try:
+        front, text = front_matter(card)
+    except ValueError:
+        return card  # Nobody can read its front matter, and a finished run has to end well.
+    text = text.lstrip("\n")
     front.pop("model-index", None)
     if hub_id is not None:
         front |= {"base_model": hub_id, "base_model_relation": "finetune"}
@@ -53,9 +48,10 @@ def _with_metadata(card: str, record: TrainRecord, hub_id: str | None) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
-    """Return what front matter holds as one value or several."""
-    return [value] if isinstance(value, str) else list(value or [])
+def _listed(value: object) -> list[str]:
+    """Return the words that front matter holds as one value or several."""
+    entries = value if isinstance(value, list) else [value]
+    return [entry for entry in entries if isinstance(entry, str)]
 
 
 def _section(record: TrainRecord) -> str:

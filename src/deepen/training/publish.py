@@ -22,6 +22,7 @@ from deepen.base.model import Model
 from deepen.common.errors import DivergedError
 from deepen.growth.fuse import new_tensors
 from deepen.growth.manifest import write_manifest
+from deepen.growth.card import read_card
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
@@ -150,7 +151,6 @@ def _write_side_files(
     (folder / "config.json").write_text(text, encoding="utf-8")
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    card = source.folder / "README.md"
-    before = card.read_text(encoding="utf-8") if card.is_file() else ""
     hub_id = source.name if source.revision else None
-    (folder / "README.md").write_text(trained_card(before, record, hub_id), encoding="utf-8")
+    card = trained_card(read_card(source.folder), record, hub_id)
+    (folder / "README.md").write_text(card, encoding="utf-8")
