@@ -77,4 +77,26 @@ def _fetch(repo_id: str, revision: str | None) -> Path:
             f"The hub refused {repo_id!r} ({str(error).splitlines()[0]}); "
             f"check the name, and `hf auth login` for gated models."
         ) from None
+    if not any(file.suffix in (".safetensors", ".bin") for file in snapshot.rglob("*")):
+        _refuse_gguf(repo_id, snapshot.name)
     return snapshot
+
+
+def _refuse_gguf(repo_id: str, commit: str) -> None:
+    """Refuse a model whose weights are GGUF files, which were not fetched.
+
+    Raises:
+        DeepenError: They are.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(repo_id, revision=commit)
+    except Exception:  # offline, or whatever else keeps the hub from answering
+        return
+    if files := sorted(name for name in names if name.lower().endswith(".gguf")):
+        raise DeepenError(
+            f"{repo_id!r} holds GGUF weights alone ({files[0]}); fetch that file, `hf download "
+            f"{repo_id} {files[0]} --local-dir DIR`, write it as a checkpoint with `deepen import "
+            f"DIR/{files[0]} OUT`, and give OUT."
+        )
