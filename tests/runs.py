@@ -36,10 +36,10 @@ def interrupted(recipe: Make, step: int, **settings: object) -> TrainRecord:
     return train(recipe(**settings), "cpt")
 
 
-def trained(model: Path, out: Path, **training: Any) -> Path:
-    """Train a checkpoint for two steps; return the trained model's folder."""
+def trained(model: Path, out: Path, *, text: str = PASSAGE, **training: Any) -> Path:
+    """Train a checkpoint, for two steps by default; return the trained model's folder."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "text.txt").write_text(PASSAGE, encoding="utf-8")
+    (out / "text.txt").write_text(text, encoding="utf-8")
     settings = {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-2, "report_to": "none"}
     recipe = {
         "model": str(model),

@@ -15,6 +15,7 @@ import shrink
 import tiny
 from cases import CASES
 from deepen.base.checkpoint import FolderSource
+from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.growth.manifest import read_manifest
 from deepen.packs.pack import open_pack
@@ -191,6 +192,67 @@ def test_average_is_the_mean_of_each_pair(llama: Path, pack: Path, tmp_path: Pat
         deepen.combine, llama, pack, tmp_path / "c", tmp_path / "none", how="average"
     )
     assert "--how interleave" in sentence
+
+
+@pytest.mark.parametrize("how", ["interleave", "average"])
+def test_two_domains_are_combined_and_evaluated_on_both(
+    llama: Path, domains: dict[str, Path], tmp_path: Path, how: Any
+) -> None:
+    record = deepen.combine(llama, *packs_of(domains), tmp_path / "both", how=how)
+    assert len(record.new_blocks) == (4 if how == "interleave" else 2)
+    assert deepen.verify(llama, tmp_path / "both").passed
+    texts = [folder / "text.txt" for folder in domains.values()]
+    base, both = (
+        [text.loss_nats_per_token for text in deepen.evaluate(model, perplexity=texts).texts]
+        for model in (llama, tmp_path / "both")
+    )
+    assert all(after < before for after, before in zip(both, base, strict=True))
+
+
+@pytest.fixture(scope="module")
+def domains(grown: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two folders, each with a text, and in ``pack`` the new blocks that were trained on it."""
+    halves = {"first": PASSAGE[:600], "second": PASSAGE[600:]}
+    folders = {name: tmp_path_factory.mktemp(name) for name in halves}
+    for name, folder in folders.items():
+        model = trained(grown, folder, text=halves[name], max_steps=6)
+        deepen.pack(model, folder / "pack")
+    return folders
+
+
+def packs_of(domains: dict[str, Path]) -> list[Path]:
+    return [folder / "pack" for folder in domains.values()]
+
+
+def reshaped(pack: Path, out: Path, shape: list[int] | None) -> Path:
+    """Copy a pack of an earlier version, with one tensor of another shape, or without it."""
+    shutil.copytree(pack, out)
+    record = json.loads((out / "pack.json").read_text()) | {"tensors_sha256": None}
+    (out / "pack.json").write_text(json.dumps(record))
+    tensors = load_file(out / "blocks.safetensors")
+    name = "model.layers.4.mlp.up_proj.weight"
+    tensors |= {name: tensors[name].reshape(shape)} if shape else {}
+    kept = {key: tensor for key, tensor in tensors.items() if shape or key != name}
+    save_file(kept, out / "blocks.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_what_would_not_load_is_refused_before_it_is_written(
+    llama: Path, pack: Path, tmp_path: Path
+) -> None:
+    turned = reshaped(pack, tmp_path / "turned", [24, 40])
+    bare = reshaped(pack, tmp_path / "bare", None)
+    out, together = tmp_path / "out", {"how": "interleave"}
+    for damaged, said in ((turned, "a tensor [24, 40]"), (bare, "nothing")):
+        sentence = refused(deepen.combine, llama, pack, damaged, out, **together)
+        assert f"holds {said} as 'model.layers.4.mlp.up_proj.weight'" in sentence
+    # A fingerprint is of tensors, and config.json may have been changed since.
+    base = shutil.copytree(llama, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | {"mlp_bias": True}
+    (base / "config.json").write_text(json.dumps(config))
+    sentence = refused(deepen.combine, base, pack, pack, out, **together)
+    assert "base with pack and pack lacks tensor" in sentence
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("method", ["lesa", "solar"])

@@ -1,6 +1,6 @@
 """A model as transformers holds it in memory, its weights left where they are."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -156,7 +156,8 @@ def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  #
         dtype: What to compute in; ``"auto"`` is the stored one.
 
     Raises:
-        DeepenError: transformers cannot load it, or would load an adapter with it.
+        DeepenError: transformers cannot load it, would make up tensors that it lacks, or would load
+            an adapter with it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -165,16 +166,34 @@ def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  #
             f"{source.name} holds an adapter beside the model, which transformers loads onto it "
             f"where peft is installed; merge it, or remove {ADAPTER}, so that one model is meant."
         )
+    loaded: Any = AutoModelForCausalLM  # its types know nothing of what is returned beside it
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype, trust_remote_code=False
+        module, told = loaded.from_pretrained(
+            source.folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except (ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # many types, for whatever stands in a checkpoint's files
         raise DeepenError(
             f"transformers cannot load {source.name} ({_reason(error)}); correct the checkpoint."
         ) from None
+    if missing := sorted(told["missing_keys"]):
+        raise lacking(source.name, missing)
+    return module
+
+
+def lacking(name: str, missing: Sequence[str]) -> DeepenError:
+    """Say that tensors are missing, which transformers would initialise at random.
+
+    Args:
+        name: What to call the model.
+        missing: The tensors' names.
+    """
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return DeepenError(
+        f"{name} lacks tensor {missing[0]!r}{more}, which the model that config.json describes "
+        f"has, and transformers would make it up; correct config.json or fetch the tensor."
+    )
 
 
 def _reason(error: Exception) -> str:

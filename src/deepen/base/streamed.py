@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deepen.base.anatomy import Anatomy
 from deepen.base.anatomy.layouts import missing
-from deepen.base.memory import InMemory
+from deepen.base.memory import InMemory, lacking
 from deepen.base.model import Model
+from deepen.common.errors import DeepenError
 from deepen.common.system import return_freed_memory
 
 
@@ -33,6 +34,26 @@ def missing_and_extra(model: Model) -> tuple[list[str], list[str]]:
     extra = [part for name in kept for part in missing(name, ours, memory.anatomy)]
     tied = set(getattr(memory.module, "all_tied_weights_keys", {}))
     return sorted(set(lacking)), sorted(set(extra) - tied)
+
+
+def check_complete(model: Model) -> None:
+    """Hold a checkpoint to what ``from_pretrained`` would look for.
+
+    Args:
+        model: The checkpoint; it may be yet to be written.
+
+    Raises:
+        DeepenError: transformers would not load it, would leave a tensor out, or would make one up.
+    """
+    name = model.source.name
+    missing, extra = missing_and_extra(model)
+    if missing:
+        raise lacking(name, missing)
+    if extra:
+        raise DeepenError(
+            f"{name} has tensor {extra[0]!r}, which the model that config.json describes does not "
+            f"have, and transformers would leave it out; correct config.json."
+        )
 
 
 @contextmanager

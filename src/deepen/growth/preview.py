@@ -9,9 +9,8 @@ from deepen import methods
 from deepen.base.checkpoint import FolderSource
 from deepen.base.memory import Described
 from deepen.base.model import Model, as_model, open_model
-from deepen.base.streamed import missing_and_extra
+from deepen.base.streamed import check_complete
 from deepen.common import device as devices
-from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import validate
 from deepen.common.system import versions
@@ -187,18 +186,7 @@ def check_loads(growth: Growth, config: Mapping[str, Any]) -> None:
     Raises:
         DeepenError: transformers would not load it, would leave a tensor out, or would make one up.
     """
-    name = growth.base.source.name
-    missing, extra = missing_and_extra(as_model(Described(name, config, growth.layout)))
-    if missing:
-        raise DeepenError(
-            f"{name} lacks tensor {missing[0]!r}, which the model that config.json describes has, "
-            f"and transformers would make it up; correct config.json or fetch the tensor."
-        )
-    if extra:
-        raise DeepenError(
-            f"{name} has tensor {extra[0]!r}, which the model that config.json describes does not "
-            f"have, and transformers would leave it out; correct config.json."
-        )
+    check_complete(as_model(Described(growth.base.source.name, config, growth.layout)))
 
 
 def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:

@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from deepen.base.checkpoint import DTYPES, FolderSource
-from deepen.base.model import Model, open_model
+from deepen.base.anatomy import Family
+from deepen.base.checkpoint import DTYPES, Described, FolderSource, TensorInfo
+from deepen.base.model import Model, as_model, open_model
+from deepen.base.streamed import check_complete
 from deepen.common.errors import DeepenError, unknown
 from deepen.common.progress import Progress, silent
 from deepen.common.system import versions
@@ -86,8 +88,11 @@ def combine(
     lineage = _lineage(model, packs, combined.plan, how)
     config = grown_config(source.config, model.resolved, model.family, combined.plan)
     config |= {FIELD: lineage.model_dump(mode="json")}
-    needed = sum(info.nbytes for info in layout(model, combined.plan).values())
     names = [parts.name for parts in packs]
+    name, infos = f"{source.name} with {' and '.join(names)}", layout(model, combined.plan)
+    _check_tensors(combined, infos, model.family)
+    check_complete(as_model(Described(name, config, infos)))
+    needed = sum(info.nbytes for info in infos.values())
     with staged(out, {"combine": names}, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, combined, folder, max_shard_size, progress)
         _write_side_files(source, folder, config)
@@ -95,7 +100,7 @@ def combine(
         _finish(model, combined, folder, card)
     return AssemblyRecord(
         out=str(out),
-        name=f"{source.name} with {' and '.join(names)}",
+        name=name,
         blocks=combined.plan.depth,
         new_blocks=combined.plan.new_blocks,
         weight_bytes=needed,
@@ -144,6 +149,25 @@ def _check_usable(parts: Pack, base: FolderSource) -> None:
             f"The pack {parts.name!r} also holds tensors of the base that were trained "
             f"({', '.join(changed[:3])}), which two packs cannot share; attach it alone."
         )
+
+
+def _check_tensors(combined: Combined, infos: Mapping[str, TensorInfo], family: Family) -> None:
+    """Hold what packs have to the tensors that the new blocks need.
+
+    Raises:
+        DeepenError: A pack lacks one, or has it in another shape.
+    """
+    for tensor, info in infos.items():
+        index, suffix = family.split(tensor) or (-1, "")
+        for parts, there in combined.made_of.get(index, []):
+            found = parts.infos.get(family.name(there, suffix))
+            if found is None or found.shape != info.shape:
+                said = "nothing" if found is None else f"a tensor {list(found.shape)}"
+                raise DeepenError(
+                    f"The pack {parts.name!r} holds {said} as {family.name(there, suffix)!r}, and "
+                    f"the block that it belongs to needs {list(info.shape)}; pack the grown "
+                    f"checkpoint again."
+                )
 
 
 def interleaved(pack_a: Pack, pack_b: Pack) -> Combined:
