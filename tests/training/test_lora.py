@@ -173,8 +173,6 @@ def test_refusals(recipe: Make, llama: Path, tmp_path: Path, monkeypatch: Any) -
     deepen.grow(mixture, tmp_path / "grown")
     said = refused(recipe, model=tmp_path / "grown", lora={"rank": 2})
     assert "experts of block 0 of grown lie in one tensor" in said
-    mamba = base_of(tmp_path / "mamba", "mamba")
-    assert "peft puts no adapters on mamba" in refused(recipe, model=mamba, lora={"rank": 2})
     monkeypatch.setattr("deepen.training.lora.find_spec", lambda name: None)
     assert "pip install 'deepen[lora]'" in refused(recipe, lora={"rank": 2})
 
@@ -185,6 +183,23 @@ def test_dense_blocks_among_experts_take_adapters(recipe: Make, tmp_path: Path) 
     record = train(recipe(model=base, lora={"rank": 2, "blocks": [1, 3]}), "cpt")
     layers = [layer for index in (1, 3) for layer in linear_layers(open_model(base), index)]
     assert changed(base, model_of(record)) == {f"{layer.path}.weight" for layer in layers}
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "bamba", "falcon_h1-plain"])
+def test_layers_that_kernels_read_without_calling_take_no_adapters(
+    recipe: Make, tmp_path: Path, family: str
+) -> None:
+    """Adapters there would learn nothing, and be lost where the kernels run."""
+    base = base_of(tmp_path / "base", family)
+    wanted = {"rank": 2, "blocks": [0, 1]}
+    record = train(recipe(model=base, lora=wanted), "cpt")
+    model = open_model(base)
+    layers = [layer for index in (0, 1) for layer in linear_layers(model, index)]
+    scanned = {layer.path.rpartition(".")[2] for layer in layers if not layer.called}
+    assert scanned <= {"x_proj", "dt_proj", "out_proj"}
+    assert "out_proj" in scanned
+    adapted = {f"{layer.path}.weight" for layer in layers if layer.called}
+    assert changed(base, model_of(record)) == adapted
 
 
 def test_every_linear_layer_of_a_block_is_found(llama: Path) -> None:

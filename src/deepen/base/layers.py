@@ -4,7 +4,7 @@ Training a part of a block, low-rank adapters or single neurons, asks for both, 
 what that costs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,9 @@ from deepen.base.anatomy.freedom import FFN, beside
 from deepen.base.anatomy.tensors import Place
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
+
+_SCANNED = {"x_proj", "dt_proj", "out_proj"}
+"""Layers of a Mamba mixer whose weights its kernels read without calling them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class LinearLayer:
     """Whether it reads the stream as it comes into the block: queries, keys, a mixer's input."""
     last: bool
     """Whether it writes into the stream: an output projection."""
+    called: bool
+    """Whether it is called wherever the model runs, so that an adapter on it has a say."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def linear_layers(model: Model, index: int) -> list[LinearLayer]:
             f"layers without calling them, so adapters and training.protect would do nothing "
             f"there; choose other blocks, or train whole ones."
         )
-    found = []
+    found, called = [], {name for name, _ in called_modules(block)}
     for name, layer in block.named_modules():
         if not isinstance(layer, nn.Linear | Conv1D):
             continue
@@ -79,8 +84,40 @@ def linear_layers(model: Model, index: int) -> list[LinearLayer]:
         parts = stored[f"{name}.weight"].parts
         first = all(part.axes[1:] == ("residual",) and part.role not in FFN for part in parts)
         last = any(part.writes_residual for part in parts)
-        found.append(LinearLayer(f"{path}.{name}", outputs, inputs, first, last))
+        found.append(LinearLayer(f"{path}.{name}", outputs, inputs, first, last, name in called))
     return found
+
+
+def adaptable_layers(model: Model, index: int) -> list[LinearLayer]:
+    """Find the linear layers of a block that take adapters.
+
+    Raises:
+        DeepenError: See ``linear_layers``.
+    """
+    return [layer for layer in linear_layers(model, index) if layer.called]
+
+
+def called_modules(
+    module: nn.Module, unread: Container[str] = (), path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules inside a block whose weights are read by calling them.
+
+    Args:
+        module: The block.
+        unread: Names of classes that read the weights of their layers without calling them.
+        path: The module's path in the block.
+
+    Returns:
+        Path in the block, and module.
+    """
+    if type(module).__name__ in unread:
+        return
+    if path:
+        yield path, module
+    is_mamba = {"A_log", "D"} <= {name for name, _ in module.named_parameters(recurse=False)}
+    for name, child in module.named_children():
+        if not (is_mamba and name in _SCANNED):
+            yield from called_modules(child, unread, f"{path}.{name}" if path else name)
 
 
 def ffn_width(model: Model) -> int:

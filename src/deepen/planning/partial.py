@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from deepen.base.layers import LinearLayer, linear_layers, neuron_tensors
+from deepen.base.layers import LinearLayer, adaptable_layers, neuron_tensors
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.planning.cost import head_flops, shape_of
@@ -26,7 +26,7 @@ def lora_parameters(model: Model, rank: int, blocks: Iterable[int]) -> int:
     Raises:
         DeepenError: The blocks have layers that take no adapters.
     """
-    return rank * sum(_edges(layer) for index in blocks for layer in linear_layers(model, index))
+    return rank * sum(_edges(layer) for index in blocks for layer in adaptable_layers(model, index))
 
 
 def lora_rank(model: Model, parameters: int, blocks: Iterable[int]) -> int:
@@ -88,7 +88,7 @@ def lora_flops_per_token(
         DeepenError: The blocks have layers that take no adapters.
     """
     shape, lowest = shape_of(model), min(blocks)
-    layers = {index: linear_layers(model, index) for index in set(blocks)}
+    layers = {index: adaptable_layers(model, index) for index in set(blocks)}
     every = [layer for some in layers.values() for layer in some]
     first = [layer for layer in layers[lowest] if layer.first]
     reached, linear = model.depth - lowest, 2.0 * shape.active

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepen.base.layers import linear_layers
+from deepen.base.layers import adaptable_layers
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.common.seeds import generator_for
@@ -47,7 +47,7 @@ def add_adapters(
     blocks: Iterable[int],
     seed: int,
 ) -> None:
-    """Put float32 adapters on every linear layer of some blocks; they alone have gradients.
+    """Put float32 adapters on the linear layers of some blocks; they alone have gradients.
 
     Args:
         module: Transformers' model, changed in place.
@@ -63,7 +63,12 @@ def add_adapters(
     from peft import LoraConfig as Settings
     from peft import inject_adapter_in_model
 
-    paths = [layer.path for index in blocks for layer in linear_layers(model, index)]
+    paths = [layer.path for index in blocks for layer in adaptable_layers(model, index)]
+    if not paths:
+        raise DeepenError(
+            f"The blocks of {model.source.name} that training.lora names have no layer that takes "
+            f"adapters; train whole blocks instead."
+        )
     # Where peft finds the config of a mixture of experts, it may take a dense FFN's layers for
     # those of experts in all blocks; the list of blocks has no config.
     has_experts = any(
@@ -82,7 +87,7 @@ def add_adapters(
     try:
         with torch.random.fork_rng([]):
             inject_adapter_in_model(settings, host, adapter_name=_ADAPTER)
-    except ValueError as error:  # Mamba's kernels read weights without calling their layers
+    except ValueError as error:  # it refuses some layers of some families by name
         raise DeepenError(
             f"peft puts no adapters on {model.source.name} ({error}); train whole blocks instead."
         ) from None

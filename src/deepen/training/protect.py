@@ -203,13 +203,20 @@ def _layers(module: Any, model: Model, trains: Trains) -> Iterator[_Layer]:  # n
         for layer in layers:
             found = module.get_submodule(layer.path)
             if trains.lora:
-                down = adapter_down(found)
-                yield _Layer(down, down.weight, adapter=True)
+                if layer.called:
+                    down = adapter_down(found)
+                    yield _Layer(down, down.weight, adapter=True)
             elif trains.neurons:
                 # What the other neurons compute is theirs alone, and these write it.
                 if isinstance(found, DividedLinear) and found.along == "inputs":
                     yield _Layer(found, found.trained, found.transposed)
             elif layer.last or not silent:
+                if not (layer.called or layer.last):
+                    raise DeepenError(
+                        f"Block {index} of {model.source.name} reads the weights of "
+                        f"{layer.path!r} without calling it, which training.protect does not "
+                        f"hold; leave it out, or train adapters."
+                    )
                 yield _Layer(found, found.weight, not isinstance(found, nn.Linear))
 
 

@@ -1,9 +1,10 @@
 """Which layers of some blocks take adapters, in the words of peft's ``LoraConfig``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from torch import nn
 
+from deepen.base.layers import called_modules
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.records.growth import read_lineage
@@ -12,8 +13,6 @@ from deepen.records.verification import PeftTargets
 _RENAMED = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """What peft (0.21) takes for experts' own layers, of all blocks, in families whose experts lie in
 one tensor; whatever else bears such a name there is named as a parameter, with its whole path."""
-_SCANNED = {"x_proj", "dt_proj", "out_proj"}
-"""Layers of a Mamba mixer whose weights its kernels read without calling them."""
 
 
 def new_block_targets(model: Model) -> PeftTargets:
@@ -55,7 +54,7 @@ def adapter_targets(model: Model, blocks: Iterable[int]) -> PeftTargets:
     transposed: set[bool] = set()
     for index in chosen:
         path = f"{model.blocks_path}.{index}"
-        called = dict(_called(memory.module.get_submodule(path), {*model.family.preload}))
+        called = dict(called_modules(memory.module.get_submodule(path), model.family.preload))
         for name, layer in called.items():
             if not isinstance(layer, nn.Linear | Conv1D):
                 continue
@@ -81,15 +80,3 @@ def _banks(model: Model, index: int) -> list[str]:
     """Name the tensors of a block, as transformers holds it, that hold all experts' weights."""
     stored = model.in_memory.anatomy.blocks[index].stored
     return [s for s, spec in stored.items() if spec.bank and any(p.is_weight for p in spec.parts)]
-
-
-def _called(module: nn.Module, unread: set[str], path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield a block's modules whose weights are read by calling them, with their paths in it."""
-    if type(module).__name__ in unread:
-        return
-    if path:
-        yield path, module
-    is_mamba = {"A_log", "D"} <= {name for name, _ in module.named_parameters(recurse=False)}
-    for name, child in module.named_children():
-        if not (is_mamba and name in _SCANNED):
-            yield from _called(child, unread, f"{path}.{name}" if path else name)
