@@ -62,4 +62,6 @@ def test_cost_counts_the_first_pass_through_a_trunk():
     kept = ProtectRecord(layers=1, tokens=1, directions=0.5, seconds=2.0)
     both = longer.model_copy(update={"protect": kept})
     assert aggregate.seconds(both) == run.wall_seconds + 9.0
-    assert aggregate.flops(run) == run.flops_per_token * run.tokens
+    assert aggregate.flops(run) == aggregate.flops(both) == run.flops_per_token * run.tokens
+    counted = run.model_copy(update={"protect": kept.model_copy(update={"flops": 5.0})})
+    assert aggregate.flops(counted) == aggregate.flops(run) + 5.0

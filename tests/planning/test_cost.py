@@ -12,7 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from deepen.base.checkpoint import ModuleSource, Source, info_of
 from deepen.base.model import Model, as_model
-from deepen.planning.cost import arrangements, estimate, placements, training_flops_per_token
+from deepen.planning.cost import (
+    arrangements,
+    estimate,
+    placements,
+    reading_flops_per_token,
+    training_flops_per_token,
+)
 from deepen.planning.plan import Keep, Plan, insert_after
 from deepen.training.engine.checkpointing import checkpoint_blocks
 
@@ -71,6 +77,15 @@ def test_flops_are_those_that_torch_counts(family: str, blocks: list[int] | None
         base_of(model), blocks or [], 6, LENGTH, trains_everything=blocks is None
     )
     assert counter.get_total_flops() == expected * SEQUENCES * LENGTH
+
+
+def test_reading_is_a_pass_through_the_whole_model() -> None:
+    model = tiny.model()
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        loss(model)
+    expected = reading_flops_per_token(base_of(model), 6, LENGTH) * SEQUENCES * LENGTH
+    assert counter.get_total_flops() == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-biased"])

@@ -126,6 +126,7 @@ def test_no_update_touches_the_directions_of_old_text(
     record = run(recipe, "run", protect={"path": str(old), "share": 0.8, "max_tokens": 64}, **what)
     assert record.protect is not None
     assert record.protect.tokens == 64
+    assert record.protect.flops > 64 * 2 * record.parameters / 2
     assert 0 < record.protect.directions < 1
 
     # What layers read of the old text, by other means.

@@ -22,7 +22,7 @@ from deepen.comparison.study import Study
 from deepen.evaluation.evaluate import LONGEST_DEFAULT
 from deepen.evaluation.perplexity import read
 from deepen.growth.preview import config_of, grow_record, lineage_of, resolve
-from deepen.planning.cost import training_flops_per_token
+from deepen.planning.cost import reading_flops_per_token, training_flops_per_token
 from deepen.planning.partial import (
     lora_flops_per_token,
     lora_rank,
@@ -228,7 +228,9 @@ def _protecting(study: Study, arm: Arm, base: Model) -> float:
     if training.protect is None:
         return 0.0
     _, depth = _trained_model(study, arm, base)
-    forward = training_flops_per_token(base, (), depth, length, trains_everything=False)
+    forward = reading_flops_per_token(base, depth, length)
+    if training.neurons:
+        forward += 2.0 * neuron_parameters(base, training.neurons)
     sequences = max(1, training.protect.max_tokens // length)
     return forward * sequences / study.training.batch_size
 

@@ -195,8 +195,8 @@ def norm_ratios(records: Iterable[ArmRecord]) -> dict[str, float]:
 
 
 def flops(run: TrainRecord) -> float:
-    """Return the model FLOPs that a training run spent, by our own formula."""
-    return run.flops_per_token * run.tokens
+    """Return the model FLOPs that a run spent by our own formula, reading of old text included."""
+    return run.flops_per_token * run.tokens + (run.protect.flops if run.protect else 0.0)
 
 
 def seconds(run: TrainRecord) -> float:

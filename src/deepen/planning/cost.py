@@ -78,6 +78,17 @@ def forward_flops_per_token(model: Model, blocks: Collection[int], sequence_leng
     return len(blocks) * (2.0 * shape.active + 4.0 * sequence_length * shape.query)
 
 
+def reading_flops_per_token(base: Model, depth: int, sequence_length: int) -> float:
+    """Return the model FLOPs of running a whole model forward on one token, head and all.
+
+    Args:
+        base: A model of the same block shape: the base, or the grown model itself.
+        depth: Number of blocks of the model that reads.
+        sequence_length: Tokens in a sequence, S.
+    """
+    return training_flops_per_token(base, (), depth, sequence_length, trains_everything=False)
+
+
 class Conditions(TypedDict, total=False):
     """How training goes: keyword arguments that ``estimate`` and ``placements`` share."""
 

@@ -61,6 +61,8 @@ class ProtectRecord(Record):
     """Mean share of a layer's input directions that were protected, 0 to 1."""
     seconds: Measure
     """Time to find them; not part of the training time."""
+    flops: float = 0.0
+    """Model FLOPs of reading; not part of ``flops_per_token``. 0 in records of earlier versions."""
 
 
 class SourceRecord(Record):

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from deepen.base.layers import linear_layers
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
+from deepen.planning.cost import reading_flops_per_token
 from deepen.records.growth import read_lineage
 from deepen.records.training import ProtectRecord
 from deepen.training.engine.trainers import collate
@@ -179,6 +180,7 @@ def protect(
         tokens=count * length,
         directions=protection.directions,
         seconds=time.perf_counter() - started,
+        flops=reading_flops_per_token(model, model.depth, length) * count * length,
     )
 
 
