@@ -66,6 +66,25 @@ def test_against_it_the_period_goes_and_a_sentence_says_so(gemma: Path, tmp_path
     assert deepen.verify(gemma, out).passed
     lists = tiny.load(out)(tiny.tokens(out, 48)).logits
     assert not torch.allclose(made_anew(out, tmp_path / "anew"), lists, atol=1e-3)
+    # Earlier versions kept the base's period.
+    for period, passes in ((6, True), (7, False)):
+        (out / "config.json").write_text(json.dumps(config_of(out) | {PERIOD: period}))
+        record = deepen.verify(gemma, out, sequences=1, length=8)
+        assert record.passed is passes
+        assert PERIOD in record.checks[2].detail
+
+
+def test_a_mistral_that_lists_types_is_grown_as_transformers_reads_it(tmp_path: Path) -> None:
+    base, out = tiny.save(tmp_path / "base", "mistral"), tmp_path / "grown"
+    types = ["full_attention", "sliding_attention"] * 3
+    (base / "config.json").write_text(json.dumps(config_of(base) | {"layer_types": types}))
+    deepen.grow(base, out, method="llama-pro", new_layers=2)
+    assert deepen.verify(base, out).max_abs_logit_difference == 0.0
+    tokens = tiny.tokens(base)
+    before, after = tiny.load(base), tiny.load(out)
+    assert type(after) is type(before)
+    assert type(after).__name__ == "MinistralForCausalLM"
+    assert torch.equal(after(tokens).logits, before(tokens).logits)
 
 
 def test_without_a_pattern_periods_are_refused(llama: Path, gemma: Path, tmp_path: Path) -> None:

@@ -324,6 +324,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str | None):
         raise DeepenError(f"model_type in {str(file)!r} is no text; correct it.")
     quantised.read_quantisation(config, str(folder))
+    # transformers takes a Mistral that lists the types of its blocks for a Ministral.
+    if config.get("model_type") == "mistral" and "layer_types" in config:
+        config |= {"model_type": "ministral"}
     if config.get("auto_map") and not _is_native(config):
         raise DeepenError(
             f"{str(file)!r} asks for custom code (auto_map); deepen grows only models that "

@@ -21,6 +21,7 @@ from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config
 from deepen.growth.fuse import layout, origins
+from deepen.planning.pattern import PERIODS
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import FIELD
 from deepen.records.verification import Check, VerifyRecord
@@ -185,14 +186,22 @@ def _check_config(base: Model, grown: Source, claim: Claim) -> Check:
     given = dict(grown.config)
     if claim.elsewhere:
         expected, given = meaning(expected), meaning(given)
-    fields = sorted((expected.keys() | given.keys()) - {FIELD})
+    stale = {field for field in PERIODS if field in given and field not in expected}
+    stale = {field for field in stale if given[field] == base.source.config.get(field)}
+    fields = sorted((expected.keys() | given.keys()) - {FIELD, *stale})
     # A field that is not there has the class's default, which need not be null.
     problems = [
         f"{field} is {given.get(field, 'missing')!r}, not {expected.get(field, 'missing')!r}"
         for field in fields
         if given.get(field, _MISSING) != expected.get(field, _MISSING)
     ]
-    return check_of("config.json true for the new depth", problems, f"{len(fields)} fields")
+    detail = f"{len(fields)} fields"
+    if stale:
+        detail += (
+            f"; {', '.join(sorted(stale))}, which earlier versions of deepen kept, is true of the "
+            f"base alone: transformers does not read it, other runtimes may, so delete it"
+        )
+    return check_of("config.json true for the new depth", problems, detail)
 
 
 def _check_kept(
