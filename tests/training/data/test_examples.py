@@ -161,13 +161,37 @@ def test_packed_rows_keep_their_tokens_and_their_borders(tmp_path: Path) -> None
             "Line 2 of rows.jsonl lacks the column 'completion'",
         ),
         ([{"messages": "hello"}], CHATML, {}, "no messages with role and content"),
-        ([{"messages": TALK}], FORGETFUL, {}, "differently when later ones follow"),
+        (
+            [{"messages": TALK}],
+            FORGETFUL,
+            {},
+            "when later ones follow.*{% generation %} marks",
+        ),
         ([{"messages": TALK}], "{{ raise_exception('no system') }}", {}, "no system"),
         (
             [{"messages": [{"role": "assistant", "content": None}]}],
             MARKED + "{{ messages[0]['content'] + '' }}",
             {},
             "does not take the turns of line 1",
+        ),
+        (
+            [{"messages": TALK}],
+            MARKED + "{% if %}",
+            {},
+            r"line 1 of rows.jsonl \(.*\); mend the row",
+        ),
+        ([{"messages": TALK}], MARKED + "{{ messages | no }}", {}, "No filter named 'no'.*; mend"),
+        (
+            [{"messages": TALK}],
+            MARKED + "{{ messages[0].a.b }}",
+            {},
+            "no attribute 'a'.*; mend the row",
+        ),
+        (
+            [{"messages": TALK}],
+            MARKED + "{{ raise_exception('one\ntwo') }}",
+            {},
+            r"line 1 of rows.jsonl \(one two\); mend the row",
         ),
         (
             [{"prompt": TALK[:4], "completion": TALK[4:]}],
@@ -192,8 +216,9 @@ def test_packed_rows_keep_their_tokens_and_their_borders(tmp_path: Path) -> None
 def test_unusable_rows_are_told_and_leave_nothing(
     tmp_path: Path, rows: list[Any], template: str | None, settings: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(DeepenError, match=said):
+    with pytest.raises(DeepenError, match=said) as refused:
         load(tmp_path, rows, template, **settings)
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "cache").exists()
 
 

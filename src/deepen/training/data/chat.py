@@ -248,7 +248,11 @@ def _form_of(row: Row, data: DataConfig) -> str:
 
 def _refused(row: Row, error: Exception) -> DeepenError:
     """Say that a template does not take a row."""
-    return DeepenError(f"The chat template does not take the turns of {row.where} ({error}).")
+    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return DeepenError(
+        f"The chat template does not take the turns of {row.where} ({reason}); mend the row, or "
+        f"give data.chat_template a template that takes it."
+    )
 
 
 def _unstable(row: Row) -> DeepenError:
