@@ -105,7 +105,7 @@ def pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
         Pieces, each with whether the document ends there.
     """
     start = 0
-    while len(text) - start > 2 * PIECE_CHARACTERS:
+    while len(text) - start > PIECE_CHARACTERS:
         stop = start + good_cut(text[start : start + PIECE_CHARACTERS])
         yield text[start:stop], False
         start = stop
@@ -114,10 +114,14 @@ def pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
 
 def _json_lines(file: Path) -> Iterator[Row]:
     """Read a file with one JSON object a line."""
+    number = 0
     with _open(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield _checked(f"line {number} of {file.name}", _load(line, file, number))
+        for line in stream:  # of any length: it is held once, and dropped before its text is used
+            number += 1
+            if line.isspace():
+                continue
+            row, line = _load(line, file, number), ""
+            yield _checked(f"line {number} of {file.name}", row)
 
 
 def _load(line: str, file: Path, number: int) -> object:

@@ -6,12 +6,13 @@ Sequences cross the borders of documents, and attention does too, as in the pape
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -142,16 +143,8 @@ def _write_tokens(
 
     with file.open("wb") as stream:
         for texts in _batches(read()):
-            encoded = tokenizer(
-                [text for text, _ in texts],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
-            for ids, (_, ends) in zip(encoded, texts, strict=True):
-                if ends:
-                    ids.append(tokenizer.eos_token_id)
-                stream.write(np.asarray(ids, _DTYPE).tobytes())
+            for ids in _encoded(texts, tokenizer):
+                stream.write(ids.tobytes())
                 written += len(ids)
             share = min(1.0, written / limit) if limit else 0.0
             progress(f"data: {written:,} tokens", share)
@@ -165,16 +158,33 @@ def _write_tokens(
     return {"tokens": written, "nulls": nulls}
 
 
+def _encoded(
+    texts: Sequence[tuple[str, bool]], tokenizer: "PreTrainedTokenizerBase"
+) -> list[NDArray[np.uint32]]:
+    """Tokenise pieces, with an end-of-text token where a document ends."""
+    encoded = tokenizer(
+        [text for text, _ in texts],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    end = [tokenizer.eos_token_id]
+    return [
+        np.asarray(ids + end if ends else ids, _DTYPE)
+        for ids, (_, ends) in zip(encoded, texts, strict=True)
+    ]
+
+
 def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Collect pieces of text."""
+    """Collect pieces of text, no more than a tokenizer has memory for."""
     batch: list[tuple[str, bool]] = []
     characters = 0
     for piece in texts:
-        batch.append(piece)
         characters += len(piece[0])
-        if characters >= _CHARACTERS_AT_ONCE:
+        if batch and characters > _CHARACTERS_AT_ONCE:
             yield batch
-            batch, characters = [], 0
+            batch, characters = [], len(piece[0])
+        batch.append(piece)
     if batch:
         yield batch
 
