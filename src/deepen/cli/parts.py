@@ -81,12 +81,14 @@ def shrink(
 
 def combine(
     base: Base,
-    pack_a: Annotated[Path, typer.Argument(help="A pack.", show_default=False)],
-    pack_b: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    pack_a: Annotated[Path, typer.Argument(help="A pack, lower in each gap.", show_default=False)],
+    pack_b: Annotated[Path, typer.Argument(help="Another of the same base.", show_default=False)],
     out: Out,
     how: Annotated[
         Literal["interleave", "average"],
-        typer.Option("--how", help="Both sets of blocks, or the mean of each pair."),
+        typer.Option(
+            "--how", help="Both sets of blocks, or the mean of each pair, which needs one plan."
+        ),
     ],
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
