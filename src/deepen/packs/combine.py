@@ -85,27 +85,40 @@ def combine(
     for parts in packs:
         _check_usable(parts, source)
     combined = interleaved(*packs) if how == "interleave" else averaged(*packs)
-    lineage = _lineage(model, packs, combined.plan, how)
-    config = grown_config(source.config, model.resolved, model.family, combined.plan)
-    config |= {FIELD: lineage.model_dump(mode="json")}
+    whole, step = _described(model, packs, combined, how)
     names = [parts.name for parts in packs]
-    name, infos = f"{source.name} with {' and '.join(names)}", layout(model, combined.plan)
-    _check_tensors(combined, infos, model.family)
-    check_complete(as_model(Described(name, config, infos)))
-    needed = sum(info.nbytes for info in infos.values())
+    needed = sum(info.nbytes for info in whole.infos.values())
     with staged(out, {"combine": names}, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, combined, folder, max_shard_size, progress)
-        _write_side_files(source, folder, config)
-        card = combined_card(lineage.steps[-1], names, source.folder)
-        _finish(model, combined, folder, card)
+        _write_side_files(source, folder, whole.config)
+        _finish(model, combined, folder, combined_card(step, names, source.folder))
     return AssemblyRecord(
         out=str(out),
-        name=name,
+        name=whole.name,
         blocks=combined.plan.depth,
         new_blocks=combined.plan.new_blocks,
         weight_bytes=needed,
         proof=f"both packs fit fingerprint {source.fingerprint[:12]}",
     )
+
+
+def _described(
+    base: Model, packs: list[Pack], combined: Combined, how: str
+) -> tuple[Described, Step]:
+    """Describe the combined model, and how it is made, before anything is written.
+
+    Raises:
+        DeepenError: A pack does not hold what the blocks need, or transformers would not load the
+            whole.
+    """
+    lineage = _lineage(base, packs, combined.plan, how)
+    config = grown_config(base.source.config, base.resolved, base.family, combined.plan)
+    config |= {FIELD: lineage.model_dump(mode="json")}
+    name = f"{base.source.name} with {' and '.join(parts.name for parts in packs)}"
+    whole = Described(name, config, layout(base, combined.plan))
+    _check_tensors(combined, whole.infos, base.family)
+    check_complete(as_model(whole))
+    return whole, lineage.steps[-1]
 
 
 def _write_weights(

@@ -20,9 +20,11 @@ DOCUMENTS = [PASSAGE[i : i + 200] for i in range(0, len(PASSAGE), 200)]
 
 
 def load(path: Path, cache: Path, tell: Tell = unheard, **data: Any) -> PackedSequences:
-    settings = {"path": str(path), "sequence_length": 16, "seed": 0} | data
+    # Sequences of one token, which recipes refuse, show every token.
+    length = {"sequence_length": data.pop("sequence_length", 16)}
     steps = TrainingConfig(max_steps=3, batch_size=2)
-    config = DataConfig.model_validate(settings)
+    config = DataConfig.model_validate({"path": str(path), "seed": 0} | data)
+    config = config.model_copy(update=length)
     return load_packed(config, steps, tiny.tokenizer(), cache, silent, tell)
 
 
