@@ -53,10 +53,12 @@ def test_a_model_of_gguf_files_alone_is_refused_with_the_way_out(tmp_path, monke
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(DeepenError) as raised:
-            open_checkpoint("owner/gguf")
-        server.shutdown()
-        thread.join()
+        try:
+            with pytest.raises(DeepenError) as raised:
+                open_checkpoint("owner/gguf")
+        finally:
+            server.shutdown()
+            thread.join()
     assert str(raised.value) == (
         "'owner/gguf' holds GGUF weights alone (a.Q4_0.gguf); fetch that file, `hf download "
         "owner/gguf a.Q4_0.gguf --local-dir DIR`, write it as a checkpoint with `deepen import "
