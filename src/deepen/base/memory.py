@@ -178,11 +178,11 @@ def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  #
             f"transformers cannot load {source.name} ({_reason(error)}); correct the checkpoint."
         ) from None
     if missing := sorted(told["missing_keys"]):
-        raise lacking(source.name, missing)
+        raise lacks(source.name, missing)
     return module
 
 
-def lacking(name: str, missing: Sequence[str]) -> DeepenError:
+def lacks(name: str, missing: Sequence[str]) -> DeepenError:
     """Say that tensors are missing, which transformers would initialise at random.
 
     Args:

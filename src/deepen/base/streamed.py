@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepen.base.anatomy import Anatomy
 from deepen.base.anatomy.layouts import missing
-from deepen.base.memory import InMemory, lacking
+from deepen.base.memory import InMemory, lacks
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
 from deepen.common.system import return_freed_memory
@@ -48,7 +48,7 @@ def check_complete(model: Model) -> None:
     name = model.source.name
     missing, extra = missing_and_extra(model)
     if missing:
-        raise lacking(name, missing)
+        raise lacks(name, missing)
     if extra:
         raise DeepenError(
             f"{name} has tensor {extra[0]!r}, which the model that config.json describes does not "

@@ -14,6 +14,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,10 @@ def _documents(file: Path) -> Iterator[Iterator[str]]:
 
 def _pieces_of(row: Row, later: Iterator[Row]) -> Iterator[str]:
     """Yield the document that begins with a row, in pieces."""
-    yield from (piece for piece, _ in pieces(_text_of(row), ends=True))
-    while row.continued:
-        row = next(later)
-        yield from (piece for piece, _ in pieces(_text_of(row), ends=True))
+    for part in chain([row], later):
+        yield from (piece for piece, _ in pieces(_text_of(part), ends=True))
+        if not part.continued:
+            return
 
 
 def _text_of(row: Row) -> str:
