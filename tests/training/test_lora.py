@@ -185,7 +185,7 @@ def test_dense_blocks_among_experts_take_adapters(recipe: Make, tmp_path: Path) 
     assert changed(base, model_of(record)) == {f"{layer.path}.weight" for layer in layers}
 
 
-@pytest.mark.parametrize("family", ["mamba", "jamba", "bamba", "falcon_h1-plain"])
+@pytest.mark.parametrize("family", ["mamba", "bamba", "falcon_h1-plain"])
 def test_layers_that_kernels_read_without_calling_take_no_adapters(
     recipe: Make, tmp_path: Path, family: str
 ) -> None:
