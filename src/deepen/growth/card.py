@@ -134,7 +134,7 @@ def _is_words(value: object) -> bool:
 
 
 def read_card(folder: Path) -> str:
-    """Return a checkpoint's card; nothing if it has none of its own, marks where it is not UTF-8."""
+    """Return a checkpoint's own card, or nothing; what is not UTF-8 is marked."""
     card = folder / "README.md"
     if not (card.is_file() and is_own(card, folder)):
         return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource, TensorInfo
 from deepen.base.folder import WEIGHTS
+from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 from deepen.growth.base_files import BASE_FILES, MANIFEST, digest_of, read_base_files
 from deepen.growth.manifest import read_manifest, tensor_digest, visible_files
@@ -123,7 +124,7 @@ def _untrue(kept: BaseFiles, base: FolderSource) -> Iterator[str]:
         infos |= layout_of(header)
     if infos != base.infos:
         yield "its tensors are not the base's"
-    if json.loads(kept.texts["config.json"]) != base.config:
+    if json.loads(kept.texts["config.json"]) != read_json(base.folder / "config.json"):
         yield "its config.json is not the base's"
     for name, digest in kept.copied.items():
         if (base.folder / name).is_file() and digest_of(base.folder / name) != digest:
