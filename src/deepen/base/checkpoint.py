@@ -23,6 +23,7 @@ from deepen.base.folder import (
     WeightFiles,
     check_folder,
     find_weights,
+    is_native,
     refusal,
     refuse_wrapped,
     remarks,
@@ -327,7 +328,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     # transformers takes a Mistral that lists the types of its blocks for a Ministral.
     if config.get("model_type") == "mistral" and "layer_types" in config:
         config |= {"model_type": "ministral"}
-    if config.get("auto_map") and not _is_native(config):
+    if config.get("auto_map") and not is_native(config):
         raise DeepenError(
             f"{str(file)!r} asks for custom code (auto_map); deepen grows only models that "
             f"transformers loads by itself."
@@ -354,13 +355,6 @@ def _check_numbers(value: Any, file: str, key: str = "") -> None:  # noqa: ANN40
             raise DeepenError(
                 f"{key!r} in {file!r} is {value}, and no model has more than {most:,}; correct it."
             )
-
-
-def _is_native(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a class of its own for a config."""
-    from transformers import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING
 
 
 def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is not public)

@@ -213,6 +213,13 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _LEFT_OUT}
 
 
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a class of its own for a config."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
 def refusal(folder: Path) -> DeepenError | None:
     """Say what a folder is that transformers does not load as a model, and the way out.
 
