@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from deepen.base.anatomy import Family
-from deepen.base.checkpoint import DTYPES, Described, FolderSource, TensorInfo
+from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
+from deepen.base.memory import Described
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import check_complete
 from deepen.common.errors import DeepenError, unknown
