@@ -4,7 +4,7 @@ PYTHON ?= python3
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 
-.PHONY: demo demo-fast test test-slow test-faults check bench survey clean
+.PHONY: demo demo-fast test test-slow test-faults fuzz check bench survey clean
 
 demo: .venv/ready
 	$(BIN)/deepen demo
@@ -22,6 +22,9 @@ test-slow: .venv/ready
 # Kills, full disks, second runs: their counts go into docs/reliability.md.
 test-faults: .venv/ready
 	DEEPEN_TALLY=1 $(BIN)/python -m pytest -m faults
+# Malformed inputs by the thousand; minutes on two cores.
+fuzz: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --write
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from deepen.base.hub import open_checkpoint
 from deepen.base.memory import InMemory
 from deepen.base.text import tokenizer_of
 from deepen.common.errors import DeepenError
+from deepen.common.quiet import quiet_transformers
 from deepen.records.growth import read_entry
 
 if TYPE_CHECKING:
@@ -253,12 +254,13 @@ def _text_model(config: Mapping[str, Any]) -> str | None:
 def _resolve(source: Source, family: Family) -> dict[str, Any]:
     """Fill in the family's defaults as transformers does."""
     try:
-        config = transformers_config(source)
+        with quiet_transformers():
+            config = transformers_config(source)
         # A config that counts its blocks by the length of a list does not store the number.
         depth = {family.depth_field: getattr(config, family.depth_field)}
         resolved: dict[str, Any] = depth | config.to_dict()
     except Exception as error:  # the config classes raise many types, all for a wrong config
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise DeepenError(
             f"transformers rejects config.json of {source.name} ({reason}); correct it."
         ) from None

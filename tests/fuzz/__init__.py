@@ -1,0 +1,1 @@
+"""Malformed inputs by the thousand: each is refused in one sentence, or works."""
