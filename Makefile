@@ -22,6 +22,7 @@ test-slow: .venv/ready
 # Kills, full disks, second runs: their counts go into docs/reliability.md.
 test-faults: .venv/ready
 	DEEPEN_TALLY=1 $(BIN)/python -m pytest -m faults
+
 # Malformed inputs by the thousand; minutes on two cores.
 fuzz: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --write

@@ -29,7 +29,7 @@ from fuzz.kinds import KINDS, materials
 MOST_SECONDS, MOST_BYTES = 10.0, 3 * 2**30
 """Processor time of one input; memory of the process that tries hundreds of them."""
 DOCS = Path(__file__).parents[2] / "docs" / "reliability.md"
-_BEGIN, _END = "<!-- fuzz: written by make fuzz -->\n", "<!-- end of fuzz -->\n"
+_BEGIN, _END = "<!-- fuzz -->\n", "<!-- /fuzz -->\n"
 
 
 @dataclass(frozen=True)
