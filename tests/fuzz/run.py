@@ -104,6 +104,7 @@ def attempt(kind: str, number: int, made: Path) -> Result:
                         wrong = "left something behind"
                     if code or wrong:
                         break
+                    before = sorted(folder.rglob("*"))
         except TooLongError:
             wrong = f"took more than {MOST_SECONDS:g} s"
         except BaseException as error:  # whatever escapes is what is looked for
@@ -117,7 +118,8 @@ def _broken_promise(command: Sequence[str], code: int, err: str) -> str | None:
         return f"the process took {peak_resident_bytes():,} bytes"
     if code == 2:
         lines = [line for line in err.splitlines() if not line.startswith("[transformers]")]
-        sentence = len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 2000
+        longest = 1000 + max(map(len, command))  # what was given may be shown again
+        sentence = len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < longest
         return None if sentence else f"said {err[:300]!r}"
     # A spoilt lineage that still is one describes another growth, which `verify` denies.
     denied = code == 1 and command[0] == "verify" and not err.strip()

@@ -10,8 +10,8 @@ take part, so that no whole bank of them is ever in memory; the others add nothi
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from deepen.alignment.match import Matcher, Pair
 from deepen.base.memory import InMemory
 from deepen.base.model import Model
-from deepen.base.streamed import streamed
-from deepen.common.errors import DeepenError
+from deepen.base.streamed import run_explained, streamed
 from deepen.common.progress import Progress, silent
 from deepen.records.growth import AlignmentProof
 
@@ -57,7 +56,7 @@ def relative_changes(
     if not matchers:
         return changes
     progress("proving", 0.0)
-    with _run_explained(model), streamed(model, device) as memory, ExitStack() as hooks:
+    with run_explained(model), streamed(model, device) as memory, ExitStack() as hooks:
         blocks: Any = memory.module.get_submodule(model.blocks_path)
         for index, pairs in by_block.items():
             own = {pair: matchers[pair] for pair in pairs}
@@ -68,25 +67,6 @@ def relative_changes(
             memory.module(*args, **kwargs, use_cache=False)
     progress("proving", 1.0)
     return changes
-
-
-@contextmanager
-def _run_explained(model: Model) -> Iterator[None]:
-    """Turn the errors of a model that transformers cannot run into a sentence.
-
-    Raises:
-        DeepenError: It cannot.
-    """
-    try:
-        yield
-    except (DeepenError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # many types, for configs and weights that do not belong together
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DeepenError(
-            f"transformers cannot run {model.source.name} as its config.json describes it "
-            f"({reason}); correct the checkpoint."
-        ) from error
 
 
 def _inputs(

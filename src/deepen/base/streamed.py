@@ -93,6 +93,25 @@ def streamed(model: Model, device: torch.device) -> Iterator[InMemory]:
             handle.remove()
 
 
+@contextmanager
+def run_explained(model: Model) -> Iterator[None]:
+    """Turn the errors of a model that transformers cannot run into a sentence.
+
+    Raises:
+        DeepenError: It cannot.
+    """
+    try:
+        yield
+    except (DeepenError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # many types, for configs and weights that do not belong together
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DeepenError(
+            f"transformers cannot run {model.source.name} as its config.json describes it "
+            f"({reason}); correct the checkpoint."
+        ) from error
+
+
 def logits(model: Model, tokens: Tensor, device: torch.device) -> Tensor:
     """Return a causal language model's logits ``[batch, length, vocabulary]`` in float32.
 
@@ -100,8 +119,11 @@ def logits(model: Model, tokens: Tensor, device: torch.device) -> Tensor:
         model: The model.
         tokens: Token ids ``[batch, length]``.
         device: Where to compute.
+
+    Raises:
+        DeepenError: transformers cannot run it.
     """
-    with streamed(model, device) as memory:
+    with run_explained(model), streamed(model, device) as memory:
         return memory.module(tokens.to(device), use_cache=False).logits.cpu()
 
 

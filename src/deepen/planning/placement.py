@@ -87,12 +87,11 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     if per_gap < 1:
         raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
     listed = len(placement.after) if placement else 0
-    for new in (request.new_layers or 0, per_gap, listed):
-        if depth + new > MOST_BLOCKS:
-            raise DeepenError(
-                f"A grown model has at most {MOST_BLOCKS:,} blocks, and {new} new ones on {depth} "
-                f"are more; ask for fewer."
-            )
+    if depth + max(request.new_layers or 0, per_gap, listed) > MOST_BLOCKS:
+        raise DeepenError(
+            f"A grown model has at most {MOST_BLOCKS:,} blocks, and the base has {depth} of them; "
+            f"ask for fewer new ones."
+        )
     placement = placement or Placement(default)
     slots = depth if copies else depth - 1
     if placement.name == "after":
