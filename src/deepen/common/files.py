@@ -9,10 +9,14 @@ from pathlib import Path
 _NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP)
 
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on the file systems there are."""
+
+
 def leads_out(name: str) -> bool:
     """Whether a name that one of a folder's files gives is not that of a file inside the folder."""
-    path = Path(name)
-    return path.is_absolute() or ".." in path.parts or path == Path() or "\0" in name
+    path, too_long = Path(name), len(name.encode(errors="replace")) > _LONGEST_NAME
+    return path.is_absolute() or ".." in path.parts or path == Path() or "\0" in name or too_long
 
 
 def sync_file(file: Path) -> None:
