@@ -7,7 +7,7 @@ import pytest
 
 from fuzz.change import spoilt_bytes, spoilt_tree
 from fuzz.kinds import KINDS, materials
-from fuzz.run import attempt, run, table
+from fuzz.run import attempt, attempts, run, table
 
 EACH = 25
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_spoilt_is_refused_in_one_sentence_or_works(made, kind):
-    results = [attempt(kind, number, made) for number in range(EACH)]
+    results = attempts(kind, range(EACH), made)
     assert not [result for result in results if result.wrong]
     assert any(result.code == 2 for result in results), table(results)
 

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -126,8 +127,15 @@ def _broken_promise(command: Sequence[str], code: int, err: str) -> str | None:
     return None if code == 0 or denied else f"ended with {code}: {err[:300]!r}"
 
 
+def warm() -> None:
+    """Import what commands import when they first run, which takes longer than any input."""
+    for room in ("comparison", "growth.grow", "report", "training.run", "verification.verify"):
+        import_module(f"deepen.{room}")
+
+
 def attempts(kind: str, numbers: range, made: Path) -> list[Result]:
     """Try some inputs of a kind."""
+    warm()
     return [attempt(kind, number, made) for number in numbers]
 
 
