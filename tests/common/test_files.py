@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deepen.common.files import make_folders, remove_empty, sync_tree, whole, write_whole
+from deepen.common.files import leads_out, make_folders, remove_empty, sync_tree, whole, write_whole
 from disk import traced
 
 
@@ -76,3 +76,9 @@ def test_a_tree_is_synced_from_the_bottom_up(
     calls = traced(monkeypatch)
     sync_tree(tmp_path / "top")
     assert [name for _, name in calls] == ["low", "inside", "high", "top"]
+
+
+def test_a_name_that_no_file_can_have_is_none_of_a_folder():
+    assert not leads_out("a" * 255)
+    assert leads_out("a" * 256)
+    assert leads_out("ä" * 200)
