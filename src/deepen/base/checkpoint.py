@@ -363,7 +363,7 @@ def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is 
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise DeepenError(
-            f"{str(file)!r} is truncated or damaged ({error}); fetch it again."
+            f"{str(file)!r} is truncated or damaged ({str(error)[:200]}); fetch it again."
         ) from None
 
 

@@ -155,7 +155,7 @@ def _read_index(index: Path) -> dict[str, str]:
     for file in weight_map.values():
         if leads_out(file):
             raise DeepenError(
-                f"{str(index)!r} names the shard {file!r}, which is not a file of its folder; "
+                f"{str(index)!r} names the shard {file[:80]!r}, which is not a file of its folder; "
                 f"correct the index, or fetch the checkpoint again."
             )
     return dict(weight_map)
