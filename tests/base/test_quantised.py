@@ -52,6 +52,8 @@ def test_each_number_has_the_scale_of_its_rectangle():
     weight, scales = torch.ones(5, 7).to(torch.float8_e4m3fn), torch.arange(6.0).reshape(2, 3)
     made = Quantisation("fp8", "F8_E4M3", "s", "", (3, 3)).values(weight, scales)
     assert made[:, [0, 3, 6]].tolist() == [[0, 1, 2]] * 3 + [[3, 4, 5]] * 2
+    whole = Quantisation("fp8", "F8_E4M3", "s", "", (10**9, 10**9))
+    assert torch.equal(whole.values(weight, torch.tensor([[3.0]])), torch.full((5, 7), 3.0))
     rows = Quantisation("x", "I8", "s", "", unit=0.5).values(
         torch.full((2, 3), 4, dtype=torch.int8), torch.tensor([1.0, 3.0])
     )
@@ -80,6 +82,14 @@ def test_transformers_computes_the_same_from_the_same_numbers(fp8):
             "quant_method": "compressed-tensors",
             "format": "int-quantized",
             "config_groups": {"g": {"weights": {"strategy": "group"}}},
+        },
+        {"quant_method": ["fp8"]},
+        {"quant_method": "compressed-tensors", "format": ["float-quantized"]},
+        {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": [1]},
+        {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "config_groups": {"g": ["weights"]},
         },
         "gptq",
     ],

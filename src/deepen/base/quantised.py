@@ -66,8 +66,8 @@ class Quantisation:
         if self.rectangle is None:
             return weight.float() * factors.reshape(-1, 1)
         for axis, size in enumerate(self.rectangle):
-            repeated = factors.repeat_interleave(size, axis)
-            factors = repeated.narrow(axis, 0, weight.shape[axis])
+            length = weight.shape[axis]
+            factors = factors.repeat_interleave(min(size, length), axis).narrow(axis, 0, length)
         return weight.float() * factors
 
     def fits(self, weight: Info, scales: Info) -> bool:
@@ -93,7 +93,7 @@ def read_quantisation(config: Mapping[str, Any], name: str) -> Quantisation | No
     """
     if not (given := config.get(FIELD)):
         return None
-    entry: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    entry = _mapping(given)
     method = str(entry.get("quant_method", "unknown"))
     read = {"fp8": _fp8, "compressed-tensors": _compressed, "bitsandbytes": _bitsandbytes}
     found = read[method](entry) if method in read else None
@@ -117,16 +117,14 @@ def _fp8(entry: Mapping[str, Any]) -> Quantisation | None:
 def _compressed(entry: Mapping[str, Any]) -> Quantisation | None:
     """Read the config of compressed-tensors, of weights that are not packed."""
     dtypes = {"float-quantized": "F8_E4M3", "int-quantized": "I8"}
-    groups = [group for group in dict(entry.get("config_groups") or {}).values() if group]
-    weights = [dict(group.get("weights") or {}) for group in groups]
-    if entry.get("format") not in dtypes or entry.get("transform_config") or len(weights) != 1:
+    groups, dtype = _mapping(entry.get("config_groups")), dtypes.get(str(entry.get("format")))
+    if dtype is None or entry.get("transform_config") or len(groups) != 1:
         return None
-    (how,) = weights
+    how = _mapping(_mapping(next(iter(groups.values()))).get("weights"))
     rectangle = _rectangle(how.get("block_structure"))
     by_block = how.get("strategy") == "block"
     if how.get("strategy") not in ("tensor", "channel", "block") or by_block != bool(rectangle):
         return None
-    dtype = dtypes[entry["format"]]
     return Quantisation("compressed-tensors", dtype, "weight_scale", "input_scale", rectangle)
 
 
@@ -135,6 +133,11 @@ def _bitsandbytes(entry: Mapping[str, Any]) -> Quantisation | None:
     if not entry.get("load_in_8bit"):
         return None
     return Quantisation("bitsandbytes", "I8", "SCB", "weight_format", unit=1 / 127)
+
+
+def _mapping(given: Any) -> Mapping[str, Any]:  # noqa: ANN401 (whatever config.json holds)
+    """Return an object of config.json; an empty one if it is something else."""
+    return given if isinstance(given, Mapping) else {}
 
 
 def _rectangle(given: Any) -> tuple[int, int] | None:  # noqa: ANN401 (whatever config.json holds)
