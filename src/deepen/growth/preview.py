@@ -38,8 +38,8 @@ from deepen.records.growth import (
 
 _LONGEST_DEFAULT = 2048
 UNTRAINABLE = (
-    "The weights are quantised, and deepen trains none such: what training would cost is told of "
-    "unquantised ones, which are what to grow for it."
+    "The weights are quantised, and deepen does not train such: to train new blocks, grow the "
+    "unquantised checkpoint."
 )
 
 
