@@ -285,6 +285,19 @@ def test_the_docs_name_nothing_else_as_unnoticed() -> None:
     assert section.count("\n- **") == len(unnoticed)
 
 
+@pytest.mark.parametrize("method", ["llama-pro", "solar"])
+def test_a_bit_of_a_copied_block_is_noticed_by_the_base(
+    pair: Pair, tmp_path: Path, method: str
+) -> None:
+    deepen.grow(pair.base, tmp_path / "copied", method=method, new_layers=2)
+    copied = Pair(pair.base, tmp_path / "copied")
+    assert noticed(copied) == set()
+    new = next(iter(read_manifest(copied.grown).new_tensors)).split(".")[2]
+    flip(copied.grown / "model.safetensors", f"model.layers.{new}.mlp.up_proj.weight")
+    forge(copied)
+    assert noticed(copied) == {NEW}
+
+
 def test_without_a_manifest_or_with_another_one_it_says_so(copy: Pair) -> None:
     """Who kept the manifest's SHA-256 is not deceived by one that was made anew."""
     kept = verified(copy).manifest

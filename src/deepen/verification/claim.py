@@ -14,6 +14,8 @@ from deepen.records.growth import BaseIdentity, Step, Training, read_entry
 from deepen.records.verification import Check
 from deepen.verification.trained import since, stored_dtype, trained_elsewhere
 
+_COPYING = ("llama-pro", "solar")
+"""The methods whose new blocks the base can be asked for."""
 _COMBINED = ("interleave", "average")
 """What packs are put together by; no methods, but growths all the same."""
 
@@ -42,6 +44,13 @@ class Claim:
     def preserves_function(self) -> bool:
         """Whether new blocks were silent before any training."""
         return all(step.preserves_function for step in self.steps)
+
+    @property
+    def copies(self) -> bool:
+        """Whether every new block was a copy of one of the base's, but for what it writes."""
+        scales = (step.options.get("feature_scale", 1) for step in self.steps)
+        copied = all(step.method in _COPYING for step in self.steps)
+        return copied and all(scale == 1 for scale in scales)
 
     @property
     def dtype(self) -> str | None:

@@ -279,7 +279,7 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
     for index, block in enumerate(claim.plan.blocks):
         if not isinstance(block, Insert):
             continue
-        if base.source.quantisation and not claim.trains(index):
+        if (base.source.quantisation or claim.copies) and not claim.trains(index):
             problems += _not_copied(base, grown, index, block.nearest)
         anatomy, changed = base.anatomy.blocks[block.nearest], False
         for name, spec in anatomy.block.items():
@@ -308,11 +308,13 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
 
 
 def _not_copied(base: Model, grown: Source, index: int, parent: int) -> Iterator[str]:
-    """Yield what of a quantised new block, but for what may be silent, is not its parent's."""
+    """Yield what of a copied block, but for what may be silent, is not its parent's."""
     for suffix, spec in base.anatomy.blocks[parent].stored.items():
         name, origin = (base.family.name(block, suffix) for block in (index, parent))
-        loud = not any(part.writes_residual for part in spec.parts)
-        if loud and differs(grown.load(name), base.source.load(origin)):
+        if any(part.writes_residual for part in spec.parts):
+            continue
+        ours = grown.load(name)
+        if differs(ours, base.source.load(origin).to(ours.dtype)):
             yield f"{name} differs from the base's {origin}, which it copies"
 
 
