@@ -29,7 +29,7 @@ def test_what_is_spoilt_is_refused_in_one_sentence_or_works(made, kind):
 
 
 def test_a_promise_that_is_broken_is_seen(made, monkeypatch):
-    def crash(*_):
+    def crash(*_, **__):
         raise RecursionError("too deep")
 
     monkeypatch.setattr("deepen.growth.preview.open_model", crash)
