@@ -25,7 +25,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_spoilt_is_refused_in_one_sentence_or_works(made, kind):
     results = attempts(kind, range(EACH), made)
     assert not [result for result in results if result.wrong]
-    assert any(result.code == 2 for result in results), table(results)
+    # What lies beside the weights comes along as it is.
+    refused = any(result.code == 2 for result in results)
+    assert refused or kind.startswith("tokenizers"), table(results)
 
 
 def test_a_promise_that_is_broken_is_seen(made, monkeypatch):
