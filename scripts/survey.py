@@ -34,10 +34,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import deepen  # noqa: E402
 import shrink  # noqa: E402
-from cases import CASES  # noqa: E402
+from cases import CASES, whole  # noqa: E402
 from deepen import methods  # noqa: E402
 from deepen.base.anatomy import FAMILIES, REFUSED  # noqa: E402
 from deepen.base.anatomy.freedom import FREEDOMS, freedoms  # noqa: E402
+from deepen.base.anatomy.towers import TOWERS  # noqa: E402
 from deepen.base.checkpoint import ModuleSource  # noqa: E402
 from deepen.base.model import as_model  # noqa: E402
 from deepen.common.errors import DeepenError  # noqa: E402
@@ -203,6 +204,12 @@ def tables(findings: list[Finding], heading: str) -> Iterator[str]:
         for refused in family.refusals:
             yield f"- `{model_type}`: {refused.reason}."
     yield ""
+    yield "### Models that read images"
+    yield ""
+    for model_type in TOWERS:
+        tried = [f"`{case[1]}`" for case in whole.CASES.values() if case[0] == model_type]
+        yield f"- `{model_type}`: tried with {', '.join(dict.fromkeys(tried))}."
+    yield ""
     yield "### Refused families"
     yield ""
     reasons = collections.defaultdict(list)
@@ -281,7 +288,8 @@ def main() -> None:
     if asked.tables:
         findings, heading = recorded(text)
     else:
-        names = asked.families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES})
+        causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES} - TOWERS.keys()
+        names = asked.families or sorted(causal)
         with ProcessPoolExecutor(asked.jobs) as pool:
             findings = list(pool.map(survey, names))
         heading = summary(findings)

@@ -32,8 +32,6 @@ EYE = {
 VISION_LANGUAGE = {
     "gemma3": ("gemma3_text", "siglip_vision_model"),
     "llava": ("llama", "clip_vision_model"),
-    "qwen2_vl": ("qwen2_vl_text", "qwen2_vl_vision"),
-    "mllama": ("mllama_text_model", "mllama_vision_model"),
 }
 
 
@@ -63,14 +61,17 @@ def refusal(folder: Path, config: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("gemma3", "images too; save its text model as a checkpoint .*'gemma3_text'"),
-        ("llava", "is a vision-language model; .* its text model as a checkpoint of its own"),
-        ("qwen2_vl", "is a vision-language model"),
+        ("gemma4", "images too; save its text model as a checkpoint .*'gemma4_text'"),
+        (
+            "deepseek_vl",
+            "a vision-language model; .* a checkpoint of its own, of family 'llama'",
+        ),
+        ("glm4v", "a vision-language model, and deepen does not grow its text model 'glm4v_text'"),
         ("mllama", "grows decoders of text alone"),
     ],
 )
 def test_models_that_read_images(model_type, reason, tmp_path):
-    assert re.search(reason, refusal(tmp_path, vision_language(model_type).to_dict()))
+    assert re.search(reason, refusal(tmp_path, CONFIG_MAPPING[model_type]().to_dict()))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(positions := config.get(field), int):
             return positions
-    return None
+    text = config.get("text_config")  # of a model that reads more than text
+    return positions_of(text) if isinstance(text, Mapping) else None
 
 
 class Source(ABC):
@@ -284,7 +285,7 @@ class FolderSource(Source):
             infos |= header
             self._files |= dict.fromkeys(header, file)
         for name, where in weights.promised.items():
-            if name not in infos and name != _HEAD:  # a head that is tied need not be stored
+            if name not in infos and not name.endswith(_HEAD):  # tied heads need not be there
                 raise DeepenError(
                     f"The index says that {where!r} holds tensor {name!r}, but it is not there; "
                     f"fetch or export the checkpoint again."

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deepen.base.anatomy import Anatomy, dissect
 from deepen.base.anatomy.family import Config
 from deepen.base.anatomy.layouts import assemble
+from deepen.base.anatomy.towers import TOWERS
 from deepen.base.checkpoint import FolderSource, Source, TensorInfo, transformers_config
 from deepen.base.folder import ADAPTER
 from deepen.common.errors import DeepenError
@@ -109,6 +110,8 @@ class InMemory:
         aliases = getattr(module, "all_tied_weights_keys", {})
         shapes = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in aliases}
         own = dissect(anatomy.table, resolved, shapes, source.shapes)
+        if own.family.tower:
+            own = replace(own, beside=_beside(module, anatomy))
         _check_shapes(source, resolved, shapes, own, anatomy)
         names = {name: name for name, _ in module.named_parameters(remove_duplicate=False)}
 
@@ -122,6 +125,37 @@ class InMemory:
         return self.weights.stored(name)
 
 
+def _beside(module: Any, anatomy: Anatomy) -> dict[str, str]:  # noqa: ANN401 (a transformers model)
+    """Find what stands beside a text model, by the names that transformers gives it as it loads.
+
+    Args:
+        module: transformers' model.
+        anatomy: The checkpoint.
+
+    Returns:
+        Name in memory → the checkpoint's. What is put together from several tensors is left out,
+        and so is what transformers does not know.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(module)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, there = module.base_model_prefix, module.state_dict()
+    names = {}
+    for stored in anatomy.outside:
+        if stored not in anatomy.family.around:
+            name, converted = rename_source_key(stored, renamings, converters, prefix, there)
+            if not converted:
+                names[name if name in there else stored] = stored
+    return names
+
+
 def empty_model(source: Source) -> nn.Module:
     """Build the transformers model of a source's config, without weights but with its buffers.
 
@@ -131,13 +165,12 @@ def empty_model(source: Source) -> nn.Module:
         DeepenError: transformers cannot.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     described = isinstance(source, Described)
     try:
         config = transformers_config(source)
         with torch.device("meta") if described else init_empty_weights(include_buffers=False):
-            module: nn.Module = AutoModelForCausalLM.from_config(
+            module: nn.Module = auto_class(source).from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
     except Exception as error:  # many types, for configs that contradict themselves
@@ -146,6 +179,14 @@ def empty_model(source: Source) -> nn.Module:
             f"({_reason(error)}); correct it."
         ) from None
     return module.eval()
+
+
+def auto_class(source: Source) -> Any:  # noqa: ANN401 (transformers' classes have no types)
+    """Return the class that loads a checkpoint's model, whole."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    whole = source.config.get("model_type") in TOWERS
+    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
 
 
 def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  # noqa: ANN401 (transformers' classes have no types)
@@ -159,14 +200,12 @@ def load_pretrained(source: FolderSource, dtype: "torch.dtype | str") -> Any:  #
         DeepenError: transformers cannot load it, would make up tensors that it lacks, or would load
             an adapter with it.
     """
-    from transformers import AutoModelForCausalLM
-
     if (source.folder / ADAPTER).is_file():
         raise DeepenError(
             f"{source.name} holds an adapter beside the model, which transformers loads onto it "
             f"where peft is installed; merge it, or remove {ADAPTER}, so that one model is meant."
         )
-    loaded: Any = AutoModelForCausalLM  # its types know nothing of what is returned beside it
+    loaded = auto_class(source)
     try:
         module, told = loaded.from_pretrained(
             source.folder, dtype=dtype, trust_remote_code=False, output_loading_info=True

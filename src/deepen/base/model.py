@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
 from deepen.base.anatomy.dissection import with_scales
+from deepen.base.anatomy.family import Tower
+from deepen.base.anatomy.towers import (
+    SECTION,
+    TOWERS,
+    text_section,
+    tower_family,
+    with_text_section,
+)
 from deepen.base.checkpoint import Source, magnitude, positions_of, transformers_config
+from deepen.base.folder import portable
 from deepen.base.hub import open_checkpoint
 from deepen.base.memory import InMemory
 from deepen.base.text import tokenizer_of
@@ -21,7 +31,7 @@ from deepen.common.quiet import quiet_transformers
 from deepen.records.growth import read_entry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 OVERFLOWS = 2.0**63
@@ -87,7 +97,7 @@ class Model:
     source: Source
     """Its config and tensors."""
     resolved: Mapping[str, Any]
-    """Its config with the family's defaults filled in by transformers."""
+    """Its config, of a larger model its text model's, with defaults filled in by transformers."""
     anatomy: Anatomy
     """What its blocks are made of."""
 
@@ -95,6 +105,20 @@ class Model:
     def family(self) -> Family:
         """The family's table, with the tensor names that this checkpoint uses."""
         return self.anatomy.family
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json says of the blocks: of a larger model, of its text model."""
+        if self.family.tower is None:
+            return self.source.config
+        section = text_section(self.source.config) or {}
+        return {**section, "model_type": self.family.model_type}
+
+    def whole_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return config.json with other fields of the blocks, which are as ``config`` has them."""
+        if self.family.tower is None:
+            return dict(config)
+        return with_text_section(portable(self.source.config), config)
 
     @cached_property
     def in_memory(self) -> InMemory:
@@ -161,8 +185,9 @@ def as_model(source: Source) -> Model:
         DeepenError: The family or one of its tensors is unknown, the config is invalid, or it
             describes a model that cannot be grown.
     """
-    family = _family(source)
-    resolved = _resolve(source, family)
+    whole_type = source.config.get("model_type")
+    tower = TOWERS.get(whole_type) if isinstance(whole_type, str) else None
+    family, resolved = _in_tower(source, tower) if tower else _alone(source)
     for refusal in family.refusals:
         if refusal.when(resolved):
             raise DeepenError(f"{source.name} cannot be grown: {refusal.reason}.")
@@ -208,6 +233,43 @@ def _check_lineage(source: Source, depth: int) -> None:
         )
 
 
+def _alone(source: Source) -> tuple[Family, dict[str, Any]]:
+    """Return the table of a source's family, and its config with the family's defaults."""
+    family = _family(source)
+    with _rejections(source):
+        return family, _resolved(family, transformers_config(source))
+
+
+def _in_tower(source: Source, tower: Tower) -> tuple[Family, dict[str, Any]]:
+    """Return the table and the config of the text model inside a larger one.
+
+    Raises:
+        DeepenError: No table has it, or the config is invalid.
+    """
+    with _rejections(source):
+        whole = transformers_config(source)
+        text = whole.get_text_config()
+        rooted = tower.rooted(whole.to_dict()) if tower.rooted else 0
+    if source.scales:
+        raise DeepenError(
+            f"{source.name} reads images too, and is quantised; give it an unquantised checkpoint."
+        )
+    if text_section(source.config) is None:
+        raise DeepenError(f"config.json of {source.name} has no {SECTION}; write it out.")
+    family = tower_family(tower, text.model_type)
+    if family is None:
+        reason = REFUSED.get(text.model_type, "no table of docs/architectures.md has it")
+        raise DeepenError(
+            f"{source.name} holds a text model of family {text.model_type!r}, which deepen does "
+            f"not grow: {reason}."
+        )
+    with _rejections(source):
+        resolved = _resolved(family, text)
+    # What ties head and embeddings is the larger model.
+    resolved["tie_word_embeddings"] = whole.tie_word_embeddings
+    return replace(family, rooted=rooted), resolved
+
+
 def _family(source: Source) -> Family:
     """Find the table of a source's family.
 
@@ -251,17 +313,20 @@ def _text_model(config: Mapping[str, Any]) -> str | None:
     return "unknown" if seeing else None
 
 
-def _resolve(source: Source, family: Family) -> dict[str, Any]:
-    """Fill in the family's defaults as transformers does."""
+def _resolved(family: Family, config: "PreTrainedConfig") -> dict[str, Any]:
+    """Return the fields of a config, in which transformers filled in the family's defaults."""
+    # A config that counts its blocks by the length of a list does not store the number.
+    return {family.depth_field: getattr(config, family.depth_field)} | config.to_dict()
+
+
+@contextmanager
+def _rejections(source: Source) -> Iterator[None]:
+    """Say in a sentence why transformers does not read a config."""
     try:
         with quiet_transformers():
-            config = transformers_config(source)
-        # A config that counts its blocks by the length of a list does not store the number.
-        depth = {family.depth_field: getattr(config, family.depth_field)}
-        resolved: dict[str, Any] = depth | config.to_dict()
+            yield
     except Exception as error:  # the config classes raise many types, all for a wrong config
         reason = " ".join(str(error).split())[:200]
         raise DeepenError(
             f"transformers rejects config.json of {source.name} ({reason}); correct it."
         ) from None
-    return resolved

@@ -15,7 +15,7 @@ _TEMPLATE = """\
 # {name}, grown from {base_depth} to {depth} blocks
 
 This model is {base} with {new} new Transformer blocks, made by `{method}` ({reference}) with deepen
-{version}. It loads with `AutoModelForCausalLM.from_pretrained` and needs no custom code.
+{version}. It loads with `{loader}.from_pretrained` and needs no custom code.
 
 {remarks}
 
@@ -35,6 +35,7 @@ The whole lineage stands in `config.json` under `deepen`.
 {training}
 """
 
+_TEXT_ALONE = "AutoModelForCausalLM"
 _HOW_TO_TRAIN = "## How to train it\n"
 
 _IDENTITY = (
@@ -69,7 +70,13 @@ for index, block in enumerate(model.get_submodule("{blocks}")):
 _TRAIN_ALL = "Train everything, as the method's paper does."
 
 
-def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | None = None) -> str:
+def model_card(
+    base: Path,
+    record: GrowRecord,
+    blocks: str,
+    quantised: str | None = None,
+    loader: str = _TEXT_ALONE,
+) -> str:
     """Write the card: what was done, and how to train the result.
 
     Args:
@@ -77,6 +84,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | Non
         record: The growth.
         blocks: The path of the blocks in transformers' model.
         quantised: How its weights are quantised, if they are.
+        loader: transformers' class that loads it.
     """
     from huggingface_hub import ModelCardData
 
@@ -90,7 +98,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | Non
         base_model=made_from,
         base_model_relation="finetune" if made_from else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-generation" if loader == _TEXT_ALONE else "image-text-to-text",
         tags=["deepen", "depth-up-scaling", step.method],
         **inherited,
     )
@@ -105,6 +113,7 @@ def model_card(base: Path, record: GrowRecord, blocks: str, quantised: str | Non
         method=step.method,
         reference=step.reference,
         version=step.versions["deepen"],
+        loader=loader,
         remarks="\n\n".join(_remarks(record, quantised)),
         base_parameters=record.base_parameters,
         parameters=record.parameters,

@@ -9,7 +9,7 @@ from deepen.base.folder import portable
 from deepen.base.quantised import FIELD as QUANTISATION
 from deepen.common.errors import DeepenError
 from deepen.planning.pattern import PERIODS, follows_rule
-from deepen.planning.plan import Plan
+from deepen.planning.plan import Keep, Plan
 
 # Lists that count something else: tokens, classes, frequencies of RoPE.
 _NOT_PER_LAYER = frozenset(
@@ -80,6 +80,7 @@ def grown_config(
         parents = enumerate(plan.type_parents)
         grown["per_layer_config"] = {str(i): by_block[p] for i, p in parents if p in by_block}
     grown |= family.rewrite(config, plan.type_parents) if family.rewrite else {}
+    _check_rooted(family, plan)
     resolved = {family.depth_field: plan.base_depth, **resolved}
     if follows_rule(config, resolved, family, grown) is False:
         # From now on the lists alone tell what blocks are.
@@ -101,6 +102,20 @@ def _refuse_unknown(configs: Iterable[Mapping[str, Any]], family: Family, depth:
                     f"config.json has a list {field!r} with one entry per block; deepen does not "
                     f"know how a {family.model_type!r} model uses it and would have to guess."
                 )
+
+
+def _check_rooted(family: Family, plan: Plan) -> None:
+    """Refuse a stack in which a block that is given something by its index has another one.
+
+    Raises:
+        DeepenError: There is one.
+    """
+    if plan.blocks[: family.rooted] != tuple(map(Keep, range(family.rooted))):
+        raise DeepenError(
+            f"What images show is added to the lowest {family.rooted} blocks of a "
+            f"{family.model_type!r} model by their index, and a new block would come in between; "
+            f"choose another placement."
+        )
 
 
 def _extended(field: str, entries: Sequence[Any], plan: Plan) -> list[Any] | str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepen.base.checkpoint import FolderSource, ModuleSource
 from deepen.base.identity import sha256_of, state_of
+from deepen.base.memory import auto_class
 from deepen.base.model import as_model, open_model
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
@@ -179,7 +180,8 @@ def _write_side_files(
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     quantised = source.quantisation.method if source.quantisation else None
-    card = model_card(source.folder, record, growth.base.blocks_path, quantised)
+    loader = auto_class(source).__name__
+    card = model_card(source.folder, record, growth.base.blocks_path, quantised, loader)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return record
 

@@ -119,7 +119,7 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
         placement=placement.parse(request.placement) if request.placement else None,
         per_gap=request.per_gap,
         scores=partial(_scores, base, device),
-        rule=rule_of(base.source.config, base.resolved, base.family),
+        rule=rule_of(base.config, base.resolved, base.family),
     )
     along = where.placement is not None and where.placement.name == placement.PERIODS
     rule = where.rule if along else None
@@ -172,8 +172,8 @@ def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
 def config_of(growth: Growth, lineage: Lineage) -> dict[str, Any]:
     """Return config.json of the grown model, lineage included."""
     base = growth.base
-    config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
-    return config | {FIELD: lineage.model_dump(mode="json")}
+    config = grown_config(base.config, base.resolved, base.family, growth.plan)
+    return base.whole_config(config) | {FIELD: lineage.model_dump(mode="json")}
 
 
 def check_loads(growth: Growth, config: Mapping[str, Any]) -> None:
@@ -195,8 +195,8 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
     fields = type(growth.options).model_fields
     chosen = {name: step.options[name] for name in growth.request.options if name in step.options}
     parameters = Described("grown", base.source.config, growth.layout).parameters
-    config = grown_config(base.source.config, base.resolved, base.family, growth.plan)
-    kept = follows_rule(base.source.config, base.resolved, base.family, config)
+    config = grown_config(base.config, base.resolved, base.family, growth.plan)
+    kept = follows_rule(base.config, base.resolved, base.family, config)
     new = sum(base.parameters_of(block.nearest) for block in growth.plan.inserts)
     return GrowRecord(
         out=None,

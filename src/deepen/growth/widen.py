@@ -136,9 +136,8 @@ def _described(base: Model, neurons: int) -> tuple[Model, list[str]]:
             infos[tensor] = TensorInfo(infos[tensor].dtype, tuple(shape))
     fields = _fields(base.resolved, width)
     for chosen in chain(([field] for field in fields), [fields] if len(fields) > 1 else []):
-        config = portable(base.source.config) | {
-            field: _wider(base.resolved[field], width + neurons) for field in chosen
-        }
+        wider = {field: _wider(base.resolved[field], width + neurons) for field in chosen}
+        config = base.whole_config(portable(base.config) | wider)
         try:
             model = as_model(Described(name, config, infos))
             if not any(missing_and_extra(model)):

@@ -29,7 +29,7 @@ _COMBINED = """\
 # {base} with the new blocks of {packs}
 
 This model is {base} with {new} new Transformer blocks, combined from two packs by `{how}`. It loads
-with `AutoModelForCausalLM.from_pretrained` and needs no custom code.
+with `{loader}.from_pretrained` and needs no custom code.
 
 - Blocks: {base_depth} → {depth}
 - New blocks, counted from 0: {blocks}
@@ -65,15 +65,17 @@ def pack_card(record: PackRecord, grown: Grown) -> str:
     return _front(grown.folder, record.base, ["pack"]) + text
 
 
-def combined_card(step: Step, packs: list[str], base: Path) -> str:
+def combined_card(step: Step, packs: list[str], base: Path, loader: str) -> str:
     """Write a combined model's card.
 
     Args:
         step: How it was made.
         packs: The packs' names.
         base: The base's folder; licence and languages are taken from its card.
+        loader: transformers' class that loads it.
     """
     text = _COMBINED.format(
+        loader=loader,
         base=_link(step.base),
         packs=" and ".join(packs),
         new=len(step.new_blocks),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepen.base.anatomy import Family
 from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
-from deepen.base.memory import Described
+from deepen.base.memory import Described, auto_class
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import check_complete
 from deepen.common.errors import DeepenError, unknown
@@ -92,7 +92,8 @@ def combine(
     with staged(out, {"combine": names}, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, combined, folder, max_shard_size, progress)
         _write_side_files(source, folder, whole.config)
-        _finish(model, combined, folder, combined_card(step, names, source.folder))
+        card = combined_card(step, names, source.folder, auto_class(source).__name__)
+        _finish(model, combined, folder, card)
     return AssemblyRecord(
         out=str(out),
         name=whole.name,
@@ -113,8 +114,8 @@ def _described(
             whole.
     """
     lineage = _lineage(base, packs, combined.plan, how)
-    config = grown_config(base.source.config, base.resolved, base.family, combined.plan)
-    config |= {FIELD: lineage.model_dump(mode="json")}
+    config = grown_config(base.config, base.resolved, base.family, combined.plan)
+    config = base.whole_config(config) | {FIELD: lineage.model_dump(mode="json")}
     name = f"{base.source.name} with {' and '.join(parts.name for parts in packs)}"
     whole = Described(name, config, layout(base, combined.plan))
     _check_tensors(combined, whole.infos, base.family)

@@ -99,7 +99,7 @@ class PeftTargets(Record):
     layers_to_transform: list[int]
     """The blocks."""
     layers_pattern: str
-    """What the list of blocks is called."""
+    """What the list of blocks is called, of a larger model with the name of its text model."""
     fan_in_fan_out: bool
     """Whether weights are [in, out], as GPT-2's."""
 

@@ -46,7 +46,8 @@ class Trains:
 
     def includes(self, family: Family, name: str) -> bool:
         """Whether a tensor is trained, all of it and as it is."""
-        if self.lora or self.neurons:
+        # Text alone shows nothing of what sees how to change.
+        if self.lora or self.neurons or (family.tower and family.is_beside(name)):
             return False
         place = family.split(name)
         if self.everything or place is None:

@@ -71,7 +71,8 @@ def adapter_targets(model: Model, blocks: Iterable[int]) -> PeftTargets:
         target_modules=list(modules),
         target_parameters=parameters,
         layers_to_transform=chosen,
-        layers_pattern=model.blocks_path.rpartition(".")[2],
+        # A vision tower has layers too.
+        layers_pattern=".".join(model.blocks_path.split(".")[-2 if model.family.tower else -1 :]),
         fan_in_fan_out=transposed == {True},
     )
 

@@ -113,7 +113,9 @@ def _whole(grown: Model, training: Training) -> Iterator[str]:
     for name in grown.source.infos:
         place = family.split(name)
         inside = place[0] in blocks if place else family.part(name) in outside
-        if training.everything or inside:
+        # deepen trains on text, which changes nothing of what sees.
+        sees = family.tower and family.is_beside(name) and training.stage != "elsewhere"
+        if (training.everything and not sees) or inside:
             yield name
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, FolderSource, Source, is_finite
 from deepen.base.identity import sha256_of
@@ -32,7 +33,13 @@ from deepen.verification.files import (
     check_written,
     manifest_digest,
 )
-from deepen.verification.running import check_generates, run_both, sample_tokens
+from deepen.verification.images import image_logits
+from deepen.verification.running import (
+    check_generates,
+    kl_nats_per_token,
+    run_both,
+    sample_tokens,
+)
 from deepen.verification.trained import block_digest, differs, may_differ, meaning
 
 _MOVED = "function moved, as this method does"
@@ -83,9 +90,11 @@ def verify(
     if claim.trainings:
         checks = [*checks, check_generates(before, whole, tokens, where)]
     difference, moved = run_both(before, whole, tokens, where, progress)
+    function = _check_function(claim, difference, moved, tokens.numel(), how)
+    images = _check_image(before, whole, claim, tokens, where)
     return record.model_copy(
         update={
-            "checks": [*checks, _check_function(claim, difference, moved, tokens.numel(), how)],
+            "checks": [*checks, function, *images],
             "tokens": tokens.numel(),
             "max_abs_logit_difference": difference,
             "kl_nats_per_token": moved,
@@ -179,7 +188,8 @@ def _check_config(base: Model, grown: Source, claim: Claim) -> Check:
     """Compare config.json, apart from the lineage, with what the plan makes of the base's."""
     expected = dict(base.source.config)
     if claim.steps:
-        expected = grown_config(expected, base.resolved, base.family, claim.plan)
+        config = grown_config(base.config, base.resolved, base.family, claim.plan)
+        expected = base.whole_config(config)
     if claim.dtype is not None:
         expected.pop("torch_dtype", None)
         expected["dtype"] = str(DTYPES[claim.dtype]).removeprefix("torch.")
@@ -351,3 +361,19 @@ def _check_function(claim: Claim, difference: float, moved: float, tokens: int, 
         passed=moved == moved and moved >= -1e-6,
         detail=f"KL = {moved:.4g} nats per token, max |Δlogit| = {difference:.3g} on {sample}",
     )
+
+
+def _check_image(
+    base: Model, grown: Model, claim: Claim, tokens: Tensor, device: torch.device
+) -> list[Check]:
+    """Hold the logits of a text with an image in it to the same promise, if images are read."""
+    if base.family.tower is None:
+        return []
+    try:
+        before, after = (image_logits(model, tokens, device) for model in (base, grown))
+    except Exception as error:  # whatever transformers raises for an image that does not fit
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return [Check(name="not tried with an image", passed=True, detail=reason)]
+    difference, moved = float((after - before).abs().max()), kl_nats_per_token(before, after)
+    check = _check_function(claim, difference, moved, before.shape[1], "tokens")
+    return [check.model_copy(update={"name": f"{check.name}, with an image"})]

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from deepen.base.anatomy.family import Config, Family, Heads
 from deepen.base.anatomy.tensors import Place, StoredSpec, Table, TensorSpec
+from deepen.base.anatomy.towers import as_stored
 from deepen.base.anatomy.vocabulary import Axis, Role
 from deepen.common.errors import DeepenError
 
@@ -72,6 +73,8 @@ class Anatomy:
     """Names of the tensors outside all blocks: embeddings first, then the norm and the head."""
     trailing: Mapping[str, tuple[int, str]]
     """Multi-token-prediction tensors → (how many blocks after the last one, name inside it)."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Tensors in memory that are not the text model's → what the checkpoint calls them."""
 
     @property
     def depth(self) -> int:
@@ -165,6 +168,8 @@ def with_scales(anatomy: Anatomy, scales: Mapping[str, str]) -> Anatomy:
 
 def _as_named(family: Family, shapes: Collection[str]) -> Family:
     """Return the table with the names of this checkpoint, which may lack the model's prefix."""
+    if family.tower:
+        return as_stored(family, family.tower, shapes)
     block_prefix = family.stored_as.get(family.block_prefix, family.block_prefix)
     if not any(name.startswith(block_prefix) for name in shapes):
         block_prefix = family.block_prefix
@@ -201,7 +206,7 @@ def _sort(
         place = family.split(name)
         if place is None and name in around:
             outside.add(name)
-        elif name.startswith(family.carried):
+        elif family.is_beside(name):
             carried.append(name)
         elif place is None:
             raise _unknown(family, name)

@@ -75,6 +75,22 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """Where a model that reads more than text holds its text model."""
+
+    prefix: str = "model.language_model."
+    """What stands before its tensors' names in transformers' own model."""
+    stored: tuple[str, ...] = ("language_model.model.",)
+    """The same in checkpoints that name them otherwise."""
+    heads: tuple[str, ...] = ("lm_head.weight", "language_model.lm_head.weight")
+    """What the output head is called: in transformers' own model first, then in checkpoints."""
+    flat: bool = False
+    """Whether config.json may hold the text model's fields at its top level."""
+    rooted: Callable[[Config], int] | None = None
+    """Reads from the whole config how many of the lowest blocks are given something by index."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family."""
 
@@ -140,12 +156,21 @@ class Family:
     """Classes of modules that use their submodules' weights without calling them."""
     embeds_apart: bool = False
     """Whether the model asks where its embeddings are before it calls them."""
+    tower: Tower | None = None
+    """Where it stands inside a model that reads more than text, if it does."""
+    rooted: int = 0
+    """How many of the lowest blocks are given something by index, and keep it."""
 
     @property
     def around(self) -> tuple[str, ...]:
         """The tensors that may stand outside all blocks, the output head last."""
         before = (self.embeddings, *self.outside)
         return *before, *self.final_norm, *self.optional_outside, self.head
+
+    def is_beside(self, name: str) -> bool:
+        """Whether a tensor belongs to no text model, or to none of its blocks, and is kept."""
+        beside = self.tower is not None and not name.startswith(self.tower.prefix)
+        return beside or name.startswith(self.carried)
 
     def part(self, name: str) -> str | None:
         """Return which part outside all blocks a tensor is: ``embeddings``, ``norm``, ``head``."""

@@ -77,6 +77,7 @@ def _outside(name: str, want: Anatomy, have: Anatomy) -> str:
         KeyError: There is none.
     """
     named = dict(zip(want.family.around, have.family.around, strict=True))
+    named |= {**want.beside, **{stored: name for name, stored in have.beside.items()}}
     if named.get(name) not in have.outside:
         raise KeyError(name)
     return named[name]

@@ -168,3 +168,10 @@ FAMILIES = (
     Family("youtu", _LATENT, heads=no_heads, bilinear=True),
     Family("minicpm3", _LATENT, heads=no_heads, bilinear=True, for_depth=_depth_scale),
 )
+
+MULTIMODAL = (
+    *_alike(_BLOCK, "qwen2_vl_text", "qwen2_5_vl_text", **_QWEN),
+    *_alike(_NORMED, "qwen3_vl_text", heads=normed_heads),
+)
+"""Text models that stand only inside larger ones. RoPE counts time, height and width apart, each in
+planes of its own, which stay in their places."""

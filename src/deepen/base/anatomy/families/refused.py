@@ -74,7 +74,6 @@ REFUSED: dict[str, str] = {
         "only its last block has an attention bias (dense_bias), which transformers places by the "
         "block's index"
     ),
-    "gemma3": _with_images("gemma3_text"),
     "gemma4": _with_images("gemma4_text"),
     "gemma4_unified": _with_images("gemma4_unified_text"),
     "gemma3n": _GEMMA3N,
