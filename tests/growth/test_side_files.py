@@ -104,7 +104,7 @@ def test_no_call_leaves_it_to_transformers_whether_code_runs():
             found += 1
             given = {k.arg: ast.unparse(k.value) for k in node.keywords}
             assert given.get("trust_remote_code") == "False", f"{file.name}:{node.lineno}"
-    assert found > 4
+    assert found >= 4
 
 
 def test_an_adapter_beside_the_model_stays_behind_and_is_told(copy, tmp_path):

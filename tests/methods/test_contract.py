@@ -36,7 +36,11 @@ def parents_unchanged(base, insert):
     before = {i: {k: v.clone() for k, v in parent.items()} for i, parent in parents.items()}
     with pytest.MonkeyPatch.context() as patch:
         others = type(base).block
-        patch.setattr(type(base), "block", lambda self, i, d: parents.get(i) or others(self, i, d))
+        patch.setattr(
+            type(base),
+            "block",
+            lambda self, i, d, **how: parents.get(i) or others(self, i, d, **how),
+        )
         yield
     for i, parent in parents.items():
         assert all(torch.equal(as_bytes(before[i][k]), as_bytes(parent[k])) for k in parent)

@@ -324,6 +324,7 @@ def test_models_that_cannot_be_trained_are_refused(
         with pytest.raises(DeepenError, match="There is no folder"):
             train(recipe(model=tmp_path / "nowhere"), "cpt")
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "somebody's").touch()
     with (
         nothing_left(tmp_path),
         pytest.raises(DeepenError, match=r"\(output\) exists and is no run's folder"),

@@ -5,10 +5,7 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an existing checkpoint at OUT.")
-]
+from deepen.cli.options import Out, Overwrite
 
 
 def fetch(

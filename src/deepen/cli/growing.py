@@ -9,7 +9,10 @@ import typer
 from deepen.cli.options import (
     Device,
     Json,
+    MaxShardSize,
     Model,
+    Out,
+    Overwrite,
     Private,
     PushToHub,
     Revision,
@@ -64,14 +67,10 @@ def plan(
 @takes_request
 def grow(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    out: Out,
     request: GrowRequest,
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
-    ] = "5GB",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint at OUT.")
-    ] = False,
+    max_shard_size: MaxShardSize = "5GB",
+    overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
     push_to_hub: PushToHub = None,
     private: Private = False,

@@ -32,6 +32,11 @@ PushToHub = Annotated[
     ),
 ]
 Private = Annotated[bool, typer.Option("--private", help="Let nobody else see REPO.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at OUT.")]
+MaxShardSize = Annotated[
+    str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 
 _SHORT = {"method": "-m", "new_layers": "-n", "placement": "-p"}

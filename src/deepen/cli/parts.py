@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deepen.cli.options import Json, Revision, show
+from deepen.cli.options import Json, MaxShardSize, Out, Overwrite, Revision, show
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,8 +17,6 @@ Grown = Annotated[
     Path, typer.Argument(help="The grown checkpoint, trained or not.", show_default=False)
 ]
 Base = Annotated[str, typer.Argument(help="The checkpoint that was grown.", show_default=False)]
-Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies there.")]
 Growths = Annotated[
     int | None,
     typer.Option("--growths", min=1, help="Take off the latest N growths, by default all."),
@@ -90,9 +88,7 @@ def combine(
             "--how", help="Both sets of blocks, or the mean of each pair, which needs one plan."
         ),
     ],
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
-    ] = "5GB",
+    max_shard_size: MaxShardSize = "5GB",
     revision: Revision = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

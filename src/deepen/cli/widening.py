@@ -1,11 +1,20 @@
 """``deepen widen``: what one would do instead of growing deeper."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepen.cli.options import Device, Json, Model, Revision, Seed, show
+from deepen.cli.options import (
+    Device,
+    Json,
+    MaxShardSize,
+    Model,
+    Out,
+    Overwrite,
+    Revision,
+    Seed,
+    show,
+)
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 
 def widen(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    out: Out,
     neurons: Annotated[
         int | None, typer.Option("--neurons", min=1, help="New neurons in every FFN.")
     ] = None,
@@ -32,12 +41,8 @@ def widen(
         ),
     ] = None,
     seed: Seed = 0,
-    max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", help="Largest size of a weight file.")
-    ] = "5GB",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint at OUT.")
-    ] = False,
+    max_shard_size: MaxShardSize = "5GB",
+    overwrite: Overwrite = False,
     device: Device = "auto",
     revision: Revision = None,
     as_json: Json = False,

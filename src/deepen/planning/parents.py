@@ -39,7 +39,10 @@ def with_parents(plan: Plan, anatomy: Anatomy, config: Config, rule: Rule | None
         DeepenError: No two blocks around a gap have the same tensors, or a rule on the index would
             make something else of a kept block.
     """
-    types = [(id(kind), *rest) for kind, rest in zip(anatomy.blocks, anatomy.types, strict=True)]
+    types = [
+        (id(kind), *map(_hashable, rest))
+        for kind, rest in zip(anatomy.blocks, anatomy.types, strict=True)
+    ]
     family = anatomy.family
     if family.pattern:
         base = family.pattern(config)
@@ -49,6 +52,11 @@ def with_parents(plan: Plan, anatomy: Anatomy, config: Config, rule: Rule | None
         return _by_rule(plan, types, made, deeper)
     blocks = [b if isinstance(b, Keep) else _by_type(b, anatomy, types) for b in plan.blocks]
     return Plan(plan.base_depth, tuple(blocks))
+
+
+def _hashable(entry: object) -> object:
+    """Return a type as a config lists it, for example ``[["global"], 1]``, as one that hashes."""
+    return tuple(map(_hashable, entry)) if isinstance(entry, list | tuple) else entry
 
 
 def _by_type(insert: Insert, anatomy: Anatomy, types: _Types) -> Insert:

@@ -18,7 +18,8 @@ PARTS = [
     for part in stored.parts
 ]
 USED = {
-    "Role": {part.role for part in PARTS},
+    # What a quantised weight is multiplied with stands in no family's table.
+    "Role": {part.role for part in PARTS} | {"scale"},
     # How many groups experts form is a size that no tensor has.
     "Axis": {axis for part in PARTS for axis in part.axes} | {"expert_groups"},
 }
