@@ -54,7 +54,9 @@ def test_transport_needs_no_more_for_a_deeper_base(tmp_path):
     assert peaks[16] - peaks[4] < 6 * per_block, peaks  # half of the 12 blocks more
 
 
-@pytest.mark.parametrize(("family", "banks"), [("mixtral", 0), ("gpt_oss", 2)])
+@pytest.mark.parametrize(
+    ("family", "banks"), [("mixtral", 0), pytest.param("gpt_oss", 2, marks=pytest.mark.slow)]
+)
 def test_experts_are_handled_one_at_a_time(tmp_path, family, banks):
     """With tensors of their own their number hardly matters; a bank is assembled once.
 

@@ -69,7 +69,7 @@ def launch(kind: str, folder: Path, *options: str, kill: bool = False) -> str:
     [
         ("MULTI_CPU", {}),
         ("FSDP", {}),
-        ("FSDP", RATES),
+        pytest.param("FSDP", RATES, marks=pytest.mark.slow),
         *(
             pytest.param(kind, settings, marks=pytest.mark.slow)
             for kind in ("MULTI_CPU", "FSDP")
