@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import deepen
@@ -16,7 +17,11 @@ from deepen import methods
 from deepen.base.anatomy.towers import TOWERS, text_section, with_text_section
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
+from deepen.growth.widen import widen
+from deepen.packs.combine import HOWS, combine
+from deepen.packs.pack import pack as make_pack
 from deepen.planning.pattern import PERIODS
+from deepen.verification.widened import prove_widened
 
 
 @dataclass(frozen=True)
@@ -223,3 +228,25 @@ def test_a_section_is_put_back_to_where_it_was() -> None:
 
 def test_every_listed_model_is_tested() -> None:
     assert {case[0] for case in whole.CASES.values()} == set(TOWERS)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's word
+def test_packs_combine_widths_grow_and_adapters_stay_with_the_text(tmp_path: Path) -> None:
+    base, grown, pack, wider = (tmp_path / name for name in ("base", "grown", "pack", "wider"))
+    whole.model("llava").save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    deepen.grow(base, grown, new_layers=2)
+    make_pack(grown, pack)
+    for how in HOWS:
+        combine(base, pack, pack, tmp_path / how, how=how)
+        assert deepen.verify(base, tmp_path / how, sequences=2, length=16).passed
+    widen(base, wider, 4)
+    assert prove_widened(base, wider, device="cpu").passed
+    targets = deepen.inspect(grown, peft=True).peft
+    assert targets is not None
+    given = {key: value for key, value in targets.model_dump().items() if value}
+    model = get_peft_model(whole.load(grown), LoraConfig(**given))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    new = deepen.inspect(grown).new_blocks
+    assert trained
+    assert all(any(f"language_model.layers.{block}." in name for block in new) for name in trained)
