@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from deepen.common.errors import DeepenError
+
 Tally = Callable[[str, str], None]
 """Called with what was done and what was found."""
 TABLE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -23,6 +25,23 @@ def in_child(do: Callable[[], object]) -> int:
             os._exit(99)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def codes_of_two(do: Callable[[], object]) -> list[int]:
+    """Run a function in two processes at once; return their exit codes, 2 for a DeepenError."""
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                do()
+            except DeepenError:
+                os._exit(2)
+            except BaseException:
+                os._exit(99)
+            os._exit(0)
+        children.append(child)
+    return sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
 def tally_of(name: str) -> Iterator[Tally]:

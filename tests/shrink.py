@@ -1,6 +1,7 @@
 """A tiny model of any causal language model family that transformers can build."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,12 +52,26 @@ def _has(default: PreTrainedConfig, field: str) -> bool:
 
 def model(model_type: str, seed: int = 0, **settings: Any) -> Any:
     """Build a tiny model, every parameter of it random, norms and biases too."""
+    return random_model(AutoModelForCausalLM, config(model_type, **settings), seed)
+
+
+def random_model(auto: Any, settings: Any, seed: int) -> Any:
+    """Build a model of a config by one of transformers' Auto classes, every parameter random."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = AutoModelForCausalLM.from_config(
-            config(model_type, **settings), dtype=torch.float32
-        )
+        built = auto.from_config(settings, dtype=torch.float32)
         with torch.no_grad():
             for parameter in built.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return built.eval()
+
+
+def load(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
+    """Load a checkpoint as any user would, with no tensor missing or left over."""
+    built, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
+    assert not report["mismatched_keys"], report
+    for parameter in built.parameters():  # rounding depends on how a tensor lies in memory
+        parameter.data = parameter.data.clone()
     return built.eval()

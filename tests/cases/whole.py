@@ -87,28 +87,12 @@ def config(case: str, **settings: Any) -> Any:
 
 def model(case: str, seed: int = 0, **settings: Any) -> Any:
     """Build a tiny model, every parameter of it random, norms and biases too."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        built = AutoModelForImageTextToText.from_config(
-            config(case, **settings), dtype=torch.float32
-        )
-        with torch.no_grad():
-            for parameter in built.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return built.eval()
+    return shrink.random_model(AutoModelForImageTextToText, config(case, **settings), seed)
 
 
 def load(folder: Path) -> Any:
     """Load a checkpoint as any user would, with no tensor missing or left over."""
-    built, report = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not report["missing_keys"], report
-    assert not report["unexpected_keys"], report
-    assert not report["mismatched_keys"], report
-    for parameter in built.parameters():  # rounding depends on how a tensor lies in memory
-        parameter.data = parameter.data.clone()
-    return built.eval()
+    return shrink.load(folder, AutoModelForImageTextToText)
 
 
 def logits(built: Any, *, with_image: bool) -> torch.Tensor:

@@ -10,10 +10,9 @@ import pytest
 
 import tiny
 from deepen.base.text import PASSAGE
-from deepen.common.errors import DeepenError
 from deepen.comparison import Study, compare
 from deepen.comparison.results import RECORDS, read_records, read_study
-from faults import in_child, tally_of
+from faults import codes_of_two, in_child, tally_of
 
 pytestmark = pytest.mark.faults
 POINTS = 12
@@ -109,18 +108,7 @@ def test_a_study_killed_at_any_moment_ends_as_if_it_had_not_been(study, tally, t
 
 
 def test_two_studies_at_one_output_are_one(study, tally):
-    given, children = study("both"), []
-    for _ in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                compare(given, jobs=1)
-            except DeepenError:
-                os._exit(2)
-            except BaseException:
-                os._exit(99)
-            os._exit(0)
-        children.append(child)
-    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children)
+    given = study("both")
+    codes = codes_of_two(lambda: compare(given, jobs=1))
     assert codes == [0, 2]
     tally("two `compare` at one output at once", f"exit codes {codes[0]} and {codes[1]}")

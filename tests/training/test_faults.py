@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 import tiny
-from deepen.common.errors import DeepenError
 from deepen.training import train
-from faults import Tally, in_child, tally_of
+from faults import Tally, codes_of_two, in_child, tally_of
 from runs import Interrupted, Make, losses
 
 CHANGES = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
@@ -141,19 +140,7 @@ def test_two_runs_at_one_output_are_one(recipe: Make, tmp_path: Path, tally: Tal
     expected = train(recipe(output="whole"), "cpt")
     for index in range(10):
         asked = recipe(output=f"both-{index}")
-        children = []
-        for _ in range(2):
-            child = os.fork()
-            if child == 0:
-                try:
-                    train(asked, "cpt")
-                except DeepenError:
-                    os._exit(2)
-                except BaseException:
-                    os._exit(99)
-                os._exit(0)
-            children.append(child)
-        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children)
+        codes = codes_of_two(lambda asked=asked: train(asked, "cpt"))
         # One that starts after the other has ended finds a finished run.
         assert codes in ([0, 2], [0, 0])
         assert losses(train(asked, "cpt")) == losses(expected)

@@ -6,6 +6,8 @@
 import hashlib
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from deepen.base.checkpoint import FolderSource, Source, as_bytes
 
 
@@ -21,14 +23,14 @@ def sha256_of(source: Source, known: Mapping[str, str] | None = None) -> str:
     digest, known = hashlib.sha256(), known or {}
     for name in sorted(source.infos):
         info = source.infos[name]
-        own = known.get(name) or _digest_of(source, name)
+        own = known.get(name) or tensor_digest(source.load(name))
         digest.update(f"{name}\0{info.dtype}\0{info.shape}\0{own}\0".encode())
     return digest.hexdigest()
 
 
-def _digest_of(source: Source, name: str) -> str:
-    """Return the SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(as_bytes(source.load(name)).numpy().data).hexdigest()
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes as they are stored."""
+    return hashlib.sha256(as_bytes(tensor).numpy().data).hexdigest()
 
 
 def difference(source: Source, fingerprint: str, sha256: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Files that are whole or not there, also after a power cut."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,3 +91,9 @@ def write_whole(file: Path, text: str) -> None:
     """Write a text file so that nobody ever finds a part of it."""
     with whole(file) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,6 @@ like others beside the weights, so that training brings it along. Of a model tha
 times it holds the earlier one.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import is_own
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.growth.write import INDEX, Shard, read_header
 from deepen.records.pack import BaseFiles
 
@@ -69,12 +69,6 @@ def _is_written(name: str) -> bool:
 def relative_files(folder: Path) -> list[str]:
     """Return a folder's files, those in folders inside it too, by the path inside it."""
     return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
-
-
-def digest_of(file: Path) -> str:
-    """Return a file's SHA-256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_base_files(folder: Path, growths: int) -> BaseFiles | None:

@@ -4,16 +4,16 @@ config.json cannot tell whether it was edited, nor a new block whether it is the
 The manifest tells, and whoever keeps its own SHA-256 elsewhere can tell that of the manifest too.
 """
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
-from torch import Tensor
 
-from deepen.base.checkpoint import FolderSource, as_bytes
+from deepen.base.checkpoint import FolderSource
+from deepen.base.identity import tensor_digest
 from deepen.common.errors import DeepenError
-from deepen.growth.base_files import MANIFEST, digest_of, relative_files
+from deepen.common.files import digest_of
+from deepen.growth.base_files import MANIFEST, relative_files
 from deepen.records.verification import FileDigest, Manifest
 
 
@@ -62,11 +62,6 @@ def visible_files(folder: Path) -> list[str]:
     names = (Path(name) for name in relative_files(folder))
     shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     return [name.as_posix() for name in shown if str(name) != MANIFEST]
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's bytes as they are stored."""
-    return hashlib.sha256(as_bytes(tensor).numpy().data).hexdigest()
 
 
 def _described(file: Path) -> FileDigest:

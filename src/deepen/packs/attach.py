@@ -8,8 +8,9 @@ from torch import Tensor
 from deepen.base.checkpoint import FolderSource
 from deepen.base.model import Model, open_model
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
-from deepen.growth.base_files import digest_of, relative_files
+from deepen.growth.base_files import relative_files
 from deepen.growth.fuse import origins
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import write_file

@@ -13,8 +13,9 @@ from torch import Tensor
 from deepen.base.checkpoint import FolderSource, Source, TensorInfo
 from deepen.base.identity import difference
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
-from deepen.growth.base_files import MANIFEST, digest_of, relative_files
+from deepen.growth.base_files import MANIFEST, relative_files
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import INDEX, Shard, layout_of, read_header, write_file

@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
-from deepen.growth.base_files import BASE_FILES, digest_of
+from deepen.growth.base_files import BASE_FILES
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import write_file
 from deepen.packs.grown import BaseInside, Grown, check_base_inside, open_grown

@@ -1,7 +1,6 @@
 """What lies in a run's folder, and what may be done with it."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from deepen.common.errors import DeepenError
-from deepen.common.files import make_folders, sync_folder, sync_tree, write_whole
+from deepen.common.files import digest_of, make_folders, sync_folder, sync_tree, write_whole
 from deepen.common.progress import Tell
 from deepen.common.settings import Tree, differences, read_yaml, write_yaml
 from deepen.records.record import read_record
@@ -297,8 +296,7 @@ def _files(checkpoint: Path) -> list[str]:
 
 def _size_and_hash(file: Path) -> tuple[int, str]:
     """Return a file's size and the SHA-256 of its bytes."""
-    with file.open("rb") as stream:
-        return file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+    return file.stat().st_size, digest_of(file)
 
 
 def _free(path: Path) -> int:

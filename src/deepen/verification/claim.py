@@ -107,7 +107,8 @@ def check_lineage(claim: Claim) -> Check:
         if given != promised
     ]
     unknown = [step.method for step in claim.steps if not _is_known(step.method)]
-    detail = f"{len(claim.steps)} growths, {len(claim.trainings)} trainings"
+    counts = {"growth": len(claim.steps), "training": len(claim.trainings)}
+    detail = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
     detail += f"; {', '.join(unknown)} is not installed here, and was not compared" * bool(unknown)
     return check_of("lineage true to its methods", problems, detail)
 

