@@ -1,6 +1,7 @@
 """The command line: output, exit codes, one sentence for every mistake."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_new_blocks_come_off_and_go_on(capsys, llama, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_plan_shows_what_a_placement_was_chosen_by(capsys, llama, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("Where a river grows is where the ground allows. " * 20)
+    code, out, _ = run(capsys, "plan", llama, "-p", "influence", "--calibration", text)
+    assert code == 0
+    assert re.search(
+        r"scores +influence of blocks on \d+ tokens of mine.txt *\n +0: [\d.e-]+ ", out
+    )
+
+
 def test_json_is_the_record(capsys, llama, tmp_path):
     _, planned, _ = run(
         capsys, "plan", llama, "--method", "llama-pro", "--new-layers", "2", "--json"
@@ -118,6 +129,10 @@ MISTAKES = {
     "option form": (["grow", "BASE", "OUT", "--set", "fidelity"], "not of the form option=value"),
     "placement": (["plan", "BASE", "-p", "tops"], "Unknown placement 'tops'; did you mean 'top'?"),
     "too many": (["plan", "BASE", "-n", "4"], "holds 3 new layers at 1 per gap, not 4"),
+    "no text": (
+        ["grow", "BASE", "OUT", "-p", "importance", "--calibration", "none.txt"],
+        "calibration text 'none.txt' cannot be read",
+    ),
     "device": (
         ["grow", "BASE", "OUT", "--device", "abacus"],
         "Device 'abacus' is not to be had here",

@@ -212,7 +212,8 @@ def options(random: Random, folder: Path, copy: Callable[[str], Path]) -> list[C
     texts = (*numbers, "inf", "nan", "-inf", "1e-300", "1e300", "", "x", "[/x]", "a\nb", "true")
     method = random.choice(methods.names())
     fields = [*methods.get(method).options.model_fields, "t"]
-    places = ("top", "uniform", "periods", "quality", "after:0", "after:" + "0," * 5000 + "0")
+    places = ("top", "uniform", "periods", "quality", "influence", "spread:0-3", "after:0")
+    places = (*places, "after:-1", "after:" + "0," * 5000 + "0", "spread:" + random.choice(texts))
     choices = (
         ["--set", f"{random.choice(fields)}={random.choice(texts)}"],
         ["--new-layers", random.choice(numbers)],

@@ -77,6 +77,20 @@ def test_block_types_of_kept_blocks_do_not_shift(tmp_path):
     )
 
 
+def test_a_copy_below_the_first_block_keeps_the_function_and_comes_off(llama, tmp_path):
+    grown, pack = tmp_path / "grown", tmp_path / "pack"
+    record = deepen.grow(llama, grown, method="llama-pro", placement="after:-1,3")
+    assert record.step.new_blocks == [0, 5]
+    ids = tiny.tokens(llama)
+    assert torch.equal(tiny.load(llama)(ids).logits, tiny.load(grown)(ids).logits)
+    assert deepen.verify(llama, grown).passed
+    deepen.pack(grown, pack)
+    deepen.attach(llama, pack, tmp_path / "again")
+    assert tiny.read(tmp_path / "again") == tiny.read(grown)
+    deepen.shrink(grown, tmp_path / "base")
+    assert tiny.read(tmp_path / "base") == tiny.read(llama)
+
+
 def test_everything_else_comes_along(llama, tmp_path):
     base = shutil.copytree(llama, tmp_path / "base")
     (base / "chat_template.jinja").write_text("{{ messages }}")

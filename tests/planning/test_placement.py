@@ -62,6 +62,9 @@ def test_solar_has_a_default_for_every_depth(depth):
         ("uniform", 4, [6, 14, 22, 30]),
         ("after:3,5,4", None, [3, 4, 5]),
         ("after:3,3", 2, [3, 3]),
+        ("spread:4-12", None, [4, 6, 8, 10, 12]),
+        ("spread:4-13", 3, [4, 6, 8]),
+        ("spread:30-30", None, [30]),
     ],
 )
 def test_gaps_of_32_blocks(where, new, gaps):
@@ -105,6 +108,23 @@ def test_scores_decide_where_they_are_asked_for():
         gaps_of("quality", 8, 1)
 
 
+def test_scores_of_blocks_reach_the_open_gap_where_new_blocks_are_copies():
+    scores = [3.0, 2.0, 1.0, 0.5]
+    for copies, gaps in ((True, [2, 3]), (False, [1, 2])):
+        assert gaps_of("importance", 4, 2, copies=copies, scores=lambda: scores) == gaps
+    assert gaps_of("influence-high", 4, 2, scores=lambda: scores) == [0, 1]
+
+
+def test_a_copy_can_stand_below_the_first_block():
+    plan = place("llama-pro", 3, None, "after:-1,-1,2")
+    assert plan.to_json() == [[0, 0, 0], [0, 0, 0], 0, 1, 2, [2, 2, 0]]
+
+
+@pytest.mark.parametrize("text", ["top", "spread:4-12", "after:-1,3", "influence-high"])
+def test_a_placement_is_written_as_it_is_read(text):
+    assert str(parse(text)) == text
+
+
 def test_several_blocks_in_a_gap_lie_at_equal_steps_between_its_neighbours():
     plan = place("opt-deus", 4, 6, "top", per_gap=3)
     assert [(b.below, b.above, b.t) for b in plan.inserts[:3]] == [
@@ -127,6 +147,14 @@ def test_llama_pro_takes_a_number_that_does_not_divide_the_depth():
         (("opt-deus", 32, None, "after:x"), "write for example after:3,4,5"),
         (("opt-deus", 32, None, "after:31"), "no block above it"),
         (("opt-deus", 32, None, "after:32"), "there is no block 32"),
+        (("opt-deus", 32, None, "after:-1"), "no block below it"),
+        (("llama-pro", 32, None, "after:-2"), "there is no block -2"),
+        (("opt-deus", 32, None, "spread:9-3"), "is reversed; write 3-9"),
+        (("opt-deus", 32, None, "spread:3"), "not of the form LO-HI"),
+        (("opt-deus", 32, None, "spread:3-" + "9" * 5000), "not of the form LO-HI"),
+        (("opt-deus", 32, None, "spread:3-31"), "no block above it"),
+        (("llama-pro", 32, None, "spread:3-32"), "there is no block 32"),
+        (("opt-deus", 32, 6, "spread:4-12"), "holds 5 new layers .* choose another"),
         (("opt-deus", 32, 3, "after:1,2"), "holds 2 new layers, not 3"),
         (("opt-deus", 1), "no gap between two blocks"),
         (("solar", 32, 15), "ask for 14 new layers"),

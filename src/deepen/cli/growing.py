@@ -52,15 +52,17 @@ def plan(
     from deepen.growth.preview import plan as run
     from deepen.report import terminal
 
-    record = run(
-        model,
-        request,
-        revision=revision,
-        sequence_length=sequence_length,
-        sequences=sequences,
-        precision=precision,
-        activation_checkpointing=checkpointing,
-    )
+    with terminal.progress_bar() as progress:
+        record = run(
+            model,
+            request,
+            revision=revision,
+            sequence_length=sequence_length,
+            sequences=sequences,
+            precision=precision,
+            activation_checkpointing=checkpointing,
+            progress=progress,
+        )
     show(record, as_json, terminal.plan)
 
 

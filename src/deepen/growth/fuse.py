@@ -19,7 +19,7 @@ from deepen.common.system import return_freed_memory
 from deepen.methods.method import Gap, Method, Prepared, Stack
 from deepen.methods.options import FusedOptions, Options
 from deepen.planning.plan import Insert, Plan
-from deepen.records.growth import GrowRequest
+from deepen.records.growth import GrowRequest, Scores
 
 # Roles that size what the output projections learn from.
 _FEATURES: frozenset[Role] = frozenset({"value", "up"})
@@ -43,6 +43,8 @@ class Growth:
     """Where new blocks are computed."""
     progress: Progress = silent
     """Called while the method looks at the whole stack."""
+    scores: Scores | None = None
+    """What new blocks were placed by, if that was measured."""
 
     @property
     def layout(self) -> dict[str, TensorInfo]:

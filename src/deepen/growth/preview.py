@@ -1,7 +1,7 @@
 """Say what growing would do, and what training the result would cost, before either is done."""
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from deepen.base.memory import Described
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import check_complete
 from deepen.common import device as devices
+from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.settings import validate
 from deepen.common.system import versions
@@ -32,11 +33,14 @@ from deepen.records.growth import (
     GrowRequest,
     Lineage,
     PlanRecord,
+    Scores,
     Step,
     read_entry,
 )
 
 _LONGEST_DEFAULT = 2048
+MEASURED_ON_TEXT = ("importance", "influence")
+"""What placements measure by running the base."""
 UNTRAINABLE = (
     "The weights are quantised, and deepen does not train such: to train new blocks, grow the "
     "unquantised checkpoint."
@@ -52,6 +56,7 @@ def plan(
     sequences: int = 1,
     precision: Precision = "bfloat16",
     activation_checkpointing: bool = False,
+    progress: Progress = silent,
     **how: Any,
 ) -> PlanRecord:
     """Say what ``grow`` would do and what training would cost; nothing is written.
@@ -65,13 +70,14 @@ def plan(
         sequences: Sequences in one forward pass of one process.
         precision: Arithmetic of training.
         activation_checkpointing: Whether blocks compute their activations anew.
+        progress: Called with the stage and the finished share of it.
         **how: Fields of ``GrowRequest``, instead of ``request`` or over it.
 
     Raises:
         DeepenError: The model or the request is not one that can be grown.
     """
     base = open_model(model, revision, quantised=True)
-    growth = resolve(base, requested(request, how))
+    growth = resolve(base, requested(request, how), progress)
     conditions: Any = {
         "sequence_length": sequence_length
         or min(_LONGEST_DEFAULT, base.positions or _LONGEST_DEFAULT),
@@ -113,26 +119,46 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
     options = parse_options(method, request.options)
     check_copies(base, method, options)
     device = devices.choose(request.device)
+    given = placement.parse(request.placement) if request.placement else None
+    by = given.measured if given else None
+    if request.calibration is not None and by not in MEASURED_ON_TEXT:
+        raise DeepenError(
+            f"Only placements by {' and '.join(MEASURED_ON_TEXT)} read a calibration text; name "
+            f"one of them, or leave --calibration out."
+        )
+    measured = cache(partial(_scores, base, by or "", request.calibration, device, progress))
     where = PlacementRequest(
         depth=base.depth,
         new_layers=request.new_layers,
-        placement=placement.parse(request.placement) if request.placement else None,
+        placement=given,
         per_gap=request.per_gap,
-        scores=partial(_scores, base, device),
+        scores=lambda: measured().values,
         rule=rule_of(base.config, base.resolved, base.family),
     )
-    along = where.placement is not None and where.placement.name == placement.PERIODS
+    along = given is not None and given.name == placement.PERIODS
     rule = where.rule if along else None
     new = with_parents(method.place(where), base.anatomy, base.resolved, rule)
-    return Growth(base, request, new, method, options, device, progress)
+    scores = measured() if by else None
+    return Growth(base, request, new, method, options, device, progress, scores)
 
 
-def _scores(base: Model, device: Any) -> list[float]:  # noqa: ANN401 (a torch device)
-    """Say how well the blocks around each gap align."""
+def _scores(
+    base: Model,
+    by: str,
+    calibration: str | None,
+    device: Any,  # noqa: ANN401 (a torch device)
+    progress: Progress,
+) -> Scores:
+    """Score the base's blocks, or the gaps between them, as a placement asks."""
+    _ = base.in_memory  # refuses what transformers would, before anything is measured
+    if by in MEASURED_ON_TEXT:
+        from deepen.planning.scoring import score_blocks
+
+        return score_blocks(base, by, calibration, device, progress)
     from deepen.alignment.measure import gap_scores
 
-    _ = base.in_memory  # refuses what transformers would, before anything is measured
-    return gap_scores(base, device)
+    values = [round(score, 6) for score in gap_scores(base, device, progress)]
+    return Scores(by=by, of="gaps", values=values)
 
 
 def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
@@ -148,6 +174,7 @@ def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
         reference=growth.method.reference,
         options=growth.options.model_dump(mode="json"),
         placement=growth.request.placement,
+        scores=growth.scores,
         seed=growth.request.seed,
         device=growth.device.type,
         base=BaseIdentity(

@@ -118,7 +118,7 @@ def _growth(step: Step, base: Model, device: str, progress: Progress) -> Growth:
     )
     options, where = parse_options(method, step.options), devices.choose(device)
     plan = Plan.from_json(step.plan)
-    return Growth(base, request, plan, method, options, where, progress)
+    return Growth(base, request, plan, method, options, where, progress, step.scores)
 
 
 @dataclass

@@ -1,22 +1,32 @@
 """Where new blocks go: strategies that choose gaps.
 
 Gap g lies above block g. A base of L blocks has the L - 1 inner gaps 0..L-2, each between two
-blocks; methods that copy can also use the open gap L - 1 above the last block. The regions of the
-named strategies are drawn in docs/methods.md.
+blocks; methods that copy can also use the open gaps L - 1 above the last block and, if it is
+listed, -1 below the first one. The regions of the named strategies are drawn in docs/methods.md,
+and what is measured for the others is told in docs/placement.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from deepen.common.errors import DeepenError, unknown
 from deepen.planning.pattern import Rule, spread_periods
 from deepen.planning.plan import MOST_BLOCKS, Insert, Keep, Plan, insert_after
 
-NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", "quality", "quality-low")
+SCORED = {
+    "quality": -1,
+    "quality-low": 1,
+    "importance": 1,
+    "importance-high": -1,
+    "influence": 1,
+    "influence-high": -1,
+}
+"""Placements by measurement → sign of a score in the order they prefer."""
+NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", *SCORED)
 PERIODS = "periods"
 """Placement along a pattern of block types; see ``planning/pattern.py``."""
-SCORED = {"quality": -1, "quality-low": 1}
-"""Placements that look at the weights → sign of a gap's score in the order they prefer."""
+SPREAD = "spread"
+"""Placement in every second gap of a region; arXiv 2410.02330 grows a region of shallow blocks."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,22 @@ class Placement:
     """A strategy by name, or an explicit list of gaps."""
 
     name: str
-    """One of NAMES, ``periods`` or ``after``."""
+    """One of NAMES, ``periods``, ``spread`` or ``after``."""
     after: tuple[int, ...] = ()
     """For ``after``: one gap per new block, repeated for several in one gap."""
+    region: tuple[int, ...] = ()
+    """For ``spread``: the lowest gap and the highest."""
 
     def __str__(self) -> str:
         """Return the form that ``parse`` reads."""
+        if self.region:
+            return f"{self.name}:{'-'.join(map(str, self.region))}"
         return f"after:{','.join(map(str, self.after))}" if self.after else self.name
+
+    @property
+    def measured(self) -> str | None:
+        """What it is measured by: ``quality``, ``importance`` or ``influence``, if it is."""
+        return self.name.partition("-")[0] if self.name in SCORED else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class PlacementRequest:
     per_gap: int = 1
     """How many new blocks a gap may take."""
     scores: Callable[[], Sequence[float]] | None = None
-    """Says how well the blocks around each gap align; only some placements ask."""
+    """Scores every gap, or the block below every gap; only placements by measurement ask."""
     rule: Rule | None = None
     """Says what blocks are in a deeper stack; only ``periods`` asks."""
 
@@ -55,9 +74,12 @@ def parse(text: str) -> Placement:
     """Read a placement as it is written on the command line.
 
     Raises:
-        DeepenError: The name is unknown, or the list after ``after:`` is not one of integers.
+        DeepenError: The name is unknown, or what stands after ``after:`` or ``spread:`` is no list
+            of integers, or no region.
     """
     name, _, rest = text.partition(":")
+    if name == SPREAD:
+        return Placement(SPREAD, region=span(rest, f"Placement {text[:80]!r}"))
     if name == "after":
         try:
             return Placement("after", tuple(sorted(int(part) for part in rest.split(","))))
@@ -66,8 +88,27 @@ def parse(text: str) -> Placement:
                 f"Placement {text[:80]!r} is not a list of blocks; write for example after:3,4,5."
             ) from None
     if text not in (*NAMES, PERIODS):
-        raise unknown("placement", text, [*NAMES, PERIODS, "after:3,4,5"])
+        raise unknown("placement", text, [*NAMES, PERIODS, "spread:4-12", "after:3,4,5"])
     return Placement(text)
+
+
+def span(text: str, what: str) -> tuple[int, int]:
+    """Read ``LO-HI``: two indices, the lower one first.
+
+    Args:
+        text: How it is written.
+        what: What to call it in an error.
+
+    Raises:
+        DeepenError: It is not of that form, or reversed.
+    """
+    try:
+        low, high = (int(part) for part in text.split("-"))
+    except ValueError:
+        raise DeepenError(f"{what} is not of the form LO-HI; write for example 4-12.") from None
+    if low > high:
+        raise DeepenError(f"{what} is reversed; write {high}-{low}.")
+    return low, high
 
 
 def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
@@ -103,8 +144,13 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     wanted = max(1, depth // 2) if request.new_layers is None else request.new_layers
     if wanted < 1:
         raise DeepenError(f"There must be at least 1 new layer, not {wanted}.")
-    if placement.name in SCORED:
-        order = _by_score(placement, depth, request.scores)
+    if placement.name == SPREAD:
+        low, high = placement.region
+        _check_gaps(placement.region, depth, slots)
+        order = list(range(low, high + 1, 2))
+        wanted = len(order) if request.new_layers is None else wanted
+    elif placement.name in SCORED:
+        order = _by_score(placement, depth, slots, request.scores)
     else:
         order = _preferred(placement.name, depth, slots, wanted)
     if wanted > len(order) * per_gap:
@@ -120,34 +166,47 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
 
 
 def _by_score(
-    placement: Placement, depth: int, scores: Callable[[], Sequence[float]] | None
+    placement: Placement, depth: int, slots: int, scores: Callable[[], Sequence[float]] | None
 ) -> list[int]:
-    """List half of the inner gaps, the ones that align best, or worst, in front."""
+    """List as many gaps as half of the blocks, those that the placement prefers in front."""
     if scores is None:
         raise DeepenError(
             f"Placement {placement.name!r} needs the base's weights; name another one here."
         )
     scored, sign = scores(), SCORED[placement.name]
-    order = sorted(range(depth - 1), key=lambda gap: (sign * scored[gap], -gap))
-    return order[: min(depth - 1, max(1, depth // 2))]
+    gaps = range(min(slots, len(scored)))
+    order = sorted(gaps, key=lambda gap: (sign * scored[gap], -gap))
+    return order[: max(1, depth // 2)]
 
 
 def _listed(placement: Placement, depth: int, new_layers: int | None, slots: int) -> list[int]:
     """Check an explicit list of gaps."""
-    for gap in placement.after:
-        if gap == depth - 1 and gap >= slots:
-            raise DeepenError(
-                f"Block {gap} is the last one: there is no block above it to fuse with; "
-                f"only methods that copy can insert there."
-            )
-        if not 0 <= gap < slots:
-            raise DeepenError(f"The base has blocks 0 to {depth - 1}; there is no block {gap}.")
+    _check_gaps(placement.after, depth, slots)
     if new_layers not in (None, len(placement.after)):
         raise DeepenError(
             f"Placement '{placement}' holds {len(placement.after)} new layers, not {new_layers}; "
             f"leave out --new-layers, or name a block twice for two new layers above it."
         )
     return list(placement.after)
+
+
+def _check_gaps(gaps: Iterable[int], depth: int, slots: int) -> None:
+    """Refuse gaps that are not there; gap -1 lies below block 0, and takes copies of it.
+
+    Args:
+        gaps: What was asked for.
+        depth: Number of blocks of the base.
+        slots: Number of gaps above blocks; as many as blocks if new blocks are copies.
+    """
+    for gap in gaps:
+        if gap in (-1, depth - 1) and slots < depth:
+            end, side = ("first", "below") if gap < 0 else ("last", "above")
+            raise DeepenError(
+                f"Block {max(gap, 0)} is the {end} one: there is no block {side} it to fuse with; "
+                f"only methods that copy can insert there."
+            )
+        if not -1 <= gap < slots:
+            raise DeepenError(f"The base has blocks 0 to {depth - 1}; there is no block {gap}.")
 
 
 def _preferred(name: str, depth: int, slots: int, wanted: int) -> list[int]:

@@ -140,12 +140,13 @@ def insert_after(depth: int, after: Iterable[int], *, copies: bool) -> Plan:
 
     Args:
         depth: Number of blocks of the base.
-        after: Base blocks, each naming the gap above it; m mentions of a gap put m blocks there,
-            at t = j / (m + 1) for j = 1..m (the displacement interpolation of optimal transport).
+        after: Base blocks, each naming the gap above it, and -1 for the one below block 0; m
+            mentions of a gap put m blocks there, at t = j / (m + 1) for j = 1..m (the displacement
+            interpolation of optimal transport).
         copies: Whether new blocks are copies of the block below (t = 0) instead.
     """
     count = Counter(after)
-    blocks: list[Keep | Insert] = []
+    blocks: list[Keep | Insert] = [Insert(0, 0, 0.0)] * count[-1]
     for index in range(depth):
         blocks.append(Keep(index))
         m = count[index]

@@ -35,8 +35,8 @@ class GrowChoice(Record):
     new_layers: int | None = None
     """Number of new blocks; by default what the method's paper does, half of the base's."""
     placement: str | None = None
-    """top, middle, bottom, top-bottom, uniform, periods, quality, quality-low, or after:3,4,5; by
-    default the method's own."""
+    """top, middle, bottom, top-bottom, uniform, spread:4-12, periods, quality, importance,
+    influence (see docs/placement.md), or after:3,4,5; by default the method's own."""
     per_gap: int = 1
     """How many new blocks a gap may take."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -50,6 +50,26 @@ class GrowRequest(GrowChoice):
     """Seed of everything random."""
     device: str = "auto"
     """Where new blocks are computed: auto, cpu, cuda, cuda:1, …"""
+    calibration: str | None = None
+    """Text that placements importance and influence are measured on; by default the passage that
+    verify reads."""
+
+
+class Scores(Record):
+    """What a placement was chosen by."""
+
+    by: str
+    """What was measured: ``importance``, ``influence``, or ``quality`` of alignment."""
+    of: Literal["blocks", "gaps"]
+    """What has a score: every block, or every gap between two."""
+    values: list[float]
+    """The scores from bottom to top, rounded to six decimals: what the placement sorted."""
+    text: str | None = None
+    """Name of the calibration text; ``None`` if no text was read."""
+    text_sha256: str | None = None
+    """SHA-256 of all of it."""
+    tokens: int = 0
+    """How many tokens of it were read."""
 
 
 class AlignmentProof(Record):
@@ -76,6 +96,8 @@ class Step(Record):
     """All options of the method, defaults included."""
     placement: str | None
     """Placement asked for; ``None`` is the method's own."""
+    scores: Scores | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What it was chosen by, if it was measured; not written where it was not."""
     seed: int
     """Seed of everything random."""
     device: str

@@ -24,7 +24,7 @@ from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.records.training import StepTime, TrainRecord
 from deepen.records.verification import Check, InspectRecord, VerifyRecord
-from deepen.report.text import count
+from deepen.report import text as written
 
 
 @contextmanager
@@ -122,6 +122,7 @@ def growth(record: GrowRecord) -> Group:
         ("base", f"{step.base.name} ({step.base.fingerprint[:12]})"),
         ("method", f"{step.method} ({step.reference}){'; ' + options if options else ''}"),
         ("blocks", f"{record.base_depth} → {record.depth}"),
+        *([("scores", written.scored(step.scores))] if step.scores else []),
         ("stack", stack(record.depth, step.new_blocks)),
         ("made from", _made_from(step)),
         *([("aligned", _proven(record.proofs))] if record.proofs else []),
@@ -275,7 +276,7 @@ def learned_and_forgotten(records: Sequence[ArmRecord]) -> Table:
         table.add_row(
             Text(f"* {name}" if name in front else name, "bold" if name in front else ""),
             *cells,
-            count(runs[0].train.trainable_parameters).replace("\N{THIN SPACE}", ""),
+            written.count(runs[0].train.trainable_parameters).replace("\N{THIN SPACE}", ""),
             _mean([aggregate.seconds(run.train) for run in runs], ".0f"),
             size(round(aggregate.spread([run.train.peak_bytes for run in runs]).mean)),
         )
@@ -289,10 +290,7 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 def size(nbytes: int | None) -> str:
     """Write a number of bytes for reading."""
-    value, units = float(nbytes or 0), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"
+    return written.size(nbytes or 0).replace("\N{THIN SPACE}", " ")
 
 
 def checks(made: Sequence[Check]) -> Table:

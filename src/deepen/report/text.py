@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec
 
 from deepen.comparison.statistics import SHARES
+from deepen.records.growth import Scores
 
 _NAMES: Mapping[str, str] = {
     "token_perplexity": "perplexity",
@@ -154,3 +155,10 @@ def blocks(indices: list[int]) -> str:
         else:
             runs.append([index])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def scored(scores: Scores) -> str:
+    """Write what a placement was chosen by, from bottom to top."""
+    values = "  ".join(f"{index}: {value:.4g}" for index, value in enumerate(scores.values))
+    text = f" on {scores.tokens:,} tokens of {scores.text}" if scores.text else ""
+    return f"{scores.by} of {scores.of}{text}\n{values}"
