@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 import tiny
 from commands import run
@@ -201,23 +202,47 @@ def test_help_tells_every_field_of_a_request_in_its_own_words(capsys, monkeypatc
         assert " ".join(field.description.split()) in out
 
 
-def test_help_loads_neither_torch_nor_transformers():
-    """What makes help slow is importing them; time itself is measured in benchmarks."""
+@pytest.mark.parametrize("command", ["--help", "methods"])
+def test_what_lists_loads_neither_torch_nor_transformers(command):
+    """What makes them slow is importing; time itself is measured in benchmarks."""
     script = (
         "import sys\nfrom deepen import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+        f"try:\n    cli.main([{command!r}])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules)"
     )
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert time.perf_counter() - started < 30
 
 
-def test_python_m(llama):
+def test_looking_at_a_checkpoint_loads_no_torch(llama):
     done = subprocess.run(
-        [sys.executable, "-m", "deepen", "inspect", str(llama)],
+        [sys.executable, "-X", "importtime", "-m", "deepen", "inspect", str(llama)],
         check=True,
         capture_output=True,
         text=True,
     )
     assert "not grown by deepen" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "transformers" in loaded
+    assert not [name for name in loaded if name.partition(".")[0] == "torch"]
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert not told
+
+
+def test_torch_comes_back_for_pickled_weights(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.bin")
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from deepen.base.weights.pickled import read_pickle\n"
+        "from deepen.common.quiet import keep_torch_out\n"
+        "keep_torch_out()\nassert sys.modules['torch'] is None\n"
+        "print(read_pickle(Path(sys.argv[1]))['a'].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "weights.bin")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[0.0, 0.0]\n"

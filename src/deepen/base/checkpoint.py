@@ -4,61 +4,76 @@ A tensor is mapped from disk when it is asked for and unmapped when it is droppe
 a whole model never holds more of it in memory than the caller keeps.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from deepen.base import quantised
 from deepen.base.folder import (
     WeightFiles,
     check_folder,
+    check_numbers,
     find_weights,
     is_native,
     refusal,
     refuse_wrapped,
     remarks,
 )
-from deepen.base.pickled import read_pickle
+from deepen.base.weights.pickled import read_pickle
+from deepen.base.weights.raw import ITEM_BYTES, Stored, places_in
 from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedConfig
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+
+class _Dtypes(Mapping[str, "torch.dtype"]):
+    """A table of torch's dtypes that imports torch when one is asked for."""
+
+    _names: Final = {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "I64": "int64",
+        "F8_E4M3": "float8_e4m3fn",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
+    }
+
+    def __getitem__(self, name: str) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self._names[name])
+        return dtype
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+DTYPES: Final = _Dtypes()
 """The stored dtypes that can be copied: safetensors' name → torch dtype."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Those among them that new weights can be computed in; the others hold masks, quantised weights
 and the like."""
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 _FINGERPRINT_BYTES = 65536
 _HEAD = "lm_head.weight"
-_COUNTS = re.compile("(layers?|labels|blocks|depth|period|interval)$")
-"""Keys of config.json that count what transformers lists one by one."""
-_SIZES = re.compile("size|dim|heads|experts|rank|groups|positions?|inner|embd|model|ffn|state|len")
-"""Keys that say how large tensors are."""
-_MOST_COUNTED, _MOST_SIZE, _MOST_INTEGER = 10_000, 2**27, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Stored size in bytes."""
-        return self.parameters * DTYPES[self.dtype].itemsize
+        return self.parameters * ITEM_BYTES[self.dtype]
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
@@ -153,30 +168,27 @@ class Source(ABC):
         for name in sorted(self.infos):
             info = self.infos[name]
             digest.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
-            raw = as_bytes(self.load(name)).numpy().data
-            digest.update(raw[:_FINGERPRINT_BYTES])
-            digest.update(raw[-_FINGERPRINT_BYTES:])
+            for end in self._ends(name):
+                digest.update(end)
         return digest.hexdigest()
+
+    def stored(self, name: str) -> Stored | None:
+        """Say where a tensor's bytes lie; ``None`` if not as they are in a file."""
+        return None
+
+    def _ends(self, name: str) -> tuple[Any, Any]:
+        """Return the first and the last bytes of a tensor."""
+        if (stored := self.stored(name)) is not None:
+            return stored.ends(_FINGERPRINT_BYTES)
+        raw = as_bytes(self.load(name)).numpy().data
+        return raw[:_FINGERPRINT_BYTES], raw[-_FINGERPRINT_BYTES:]
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """Return a tensor's contents as ``uint8``, flat, without a copy if it is contiguous."""
+    import torch
+
     return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and Inf."""
-    return math.isfinite(magnitude(tensor))
-
-
-def magnitude(tensor: Tensor) -> float:
-    """Return the largest absolute value of a tensor, or NaN: 30 times faster than a mask."""
-    if not tensor.numel():
-        return 0.0
-    if tensor.dtype == torch.float8_e4m3fn:  # which has no order
-        tensor = tensor.float()
-    low, high = (float(extreme) for extreme in torch.aminmax(tensor))
-    return max(-low, high) if high == high else high
 
 
 def info_of(tensor: Tensor, name: str) -> TensorInfo:
@@ -185,9 +197,10 @@ def info_of(tensor: Tensor, name: str) -> TensorInfo:
     Raises:
         DeepenError: Its dtype is not one that can be grown.
     """
-    if tensor.dtype not in _DTYPE_NAMES:
+    stored = next((own for own, dtype in DTYPES.items() if dtype == tensor.dtype), None)
+    if stored is None:
         raise _no_weight(name, tensor.dtype)
-    return TensorInfo(_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+    return TensorInfo(stored, tuple(tensor.shape))
 
 
 def _no_weight(name: str, dtype: object) -> DeepenError:
@@ -238,6 +251,7 @@ class FolderSource(Source):
         self._weights = find_weights(folder, self.config)
         self._pickled: tuple[str, dict[str, Tensor]] | None = None
         self._files: dict[str, Path] = {}
+        self._places: dict[Path, dict[str, Stored]] = {}
         self.infos = self._read_infos(self._weights)
         refuse_wrapped(self.name, self.infos)
         quantised.check_scales(self.quantisation, self.infos, self.name)
@@ -266,6 +280,14 @@ class FolderSource(Source):
         with safe_open(file, framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
+
+    def stored(self, name: str) -> Stored | None:
+        """Say where a tensor's bytes lie; ``None`` if in a pickle."""
+        if (file := self._files[name]).suffix == ".bin":
+            return None
+        if file not in self._places:
+            self._places[file] = places_in(file)
+        return self._places[file][name]
 
     def _load_pickle(self, file: Path) -> dict[str, Tensor]:
         """Map one ``.bin`` file, keeping only the latest in reach."""
@@ -301,7 +323,7 @@ class FolderSource(Source):
         with _open_safetensors(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
                 part = handle.get_slice(name)
-                if part.get_dtype() not in DTYPES:
+                if part.get_dtype() not in ITEM_BYTES:
                     raise _no_weight(name, part.get_dtype())
                 infos[name] = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
         return infos
@@ -322,7 +344,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config, dict):
         raise DeepenError(f"{str(file)!r} does not hold a JSON object; it is not a model's config.")
-    _check_numbers(config, str(file))
+    check_numbers(config, str(file))
     if not isinstance(config.get("model_type"), str | None):
         raise DeepenError(f"model_type in {str(file)!r} is no text; correct it.")
     quantised.read_quantisation(config, str(folder))
@@ -337,31 +359,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_numbers(value: Any, file: str, key: str = "") -> None:  # noqa: ANN401 (JSON)
-    """Refuse sizes that no model has, for which transformers would take all memory.
-
-    Raises:
-        DeepenError: There is one.
-    """
-    if isinstance(value, Mapping):
-        for name, entry in value.items():
-            _check_numbers(entry, file, name)
-    elif isinstance(value, list):
-        for entry in value:
-            _check_numbers(entry, file, key)
-    elif isinstance(value, int):
-        counts, sizes = _COUNTS.search(key), _SIZES.search(key)
-        most = _MOST_COUNTED if counts else _MOST_SIZE if sizes else _MOST_INTEGER
-        if abs(value) > most:
-            raise DeepenError(
-                f"{key!r} in {file!r} is {value}, and no model has more than {most:,}; correct it."
-            )
-
-
 def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 (the handle's type is not public)
     """Open a safetensors file; a damaged one is named."""
     try:
-        return safe_open(file, framework="pt")
+        return safe_open(file, framework="np")  # of which only the header is read
     except (SafetensorError, OSError) as error:
         raise DeepenError(
             f"{str(file)!r} is truncated or damaged ({str(error)[:200]}); fetch it again."
@@ -377,12 +378,12 @@ def _without_tied_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not (tied and name == _HEAD)}
 
 
-def transformers_config(source: Source) -> "PreTrainedConfig":
+def transformers_config(source: Source) -> PreTrainedConfig:
     """Return transformers' config object of a source, of its weights' values where quantised."""
     return config_object({key: v for key, v in source.config.items() if key != quantised.FIELD})
 
 
-def config_object(config: Mapping[str, Any]) -> "PreTrainedConfig":
+def config_object(config: Mapping[str, Any]) -> PreTrainedConfig:
     """Return transformers' config object of the content of a config.json."""
     from transformers import CONFIG_MAPPING
 

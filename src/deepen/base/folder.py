@@ -35,6 +35,11 @@ _VARIANT = re.compile(
     r"(?:pytorch_)?model\.(?:(?:safetensors|bin)\.index\.(?P<index>[^.]+)\.json"
     r"|(?P<single>[^.]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin))"
 )
+_COUNTS = re.compile("(layers?|labels|blocks|depth|period|interval)$")
+"""Keys of config.json that count what transformers lists one by one."""
+_SIZES = re.compile("size|dim|heads|experts|rank|groups|positions?|inner|embd|model|ffn|state|len")
+"""Keys that say how large tensors are."""
+_MOST_COUNTED, _MOST_SIZE, _MOST_INTEGER = 10_000, 2**27, 2**63 - 1
 
 _UNWRAP = "save the model inside, `model.{}.save_pretrained(OUT)`, or take that out of every name"
 _MERGE = "merge the adapter, `model.merge_and_unload().save_pretrained(OUT)`"
@@ -93,6 +98,27 @@ def check_folder(folder: Path) -> None:
             f"{str(folder)!r} is a file; name the checkpoint's folder, which holds config.json too."
         )
     raise DeepenError(f"There is no folder {str(folder)!r}; check the path.")
+
+
+def check_numbers(value: Any, file: str, key: str = "") -> None:  # noqa: ANN401 (JSON)
+    """Refuse sizes that no model has, for which transformers would take all memory.
+
+    Raises:
+        DeepenError: There is one.
+    """
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            check_numbers(entry, file, name)
+    elif isinstance(value, list):
+        for entry in value:
+            check_numbers(entry, file, key)
+    elif isinstance(value, int):
+        counts, sizes = _COUNTS.search(key), _SIZES.search(key)
+        most = _MOST_COUNTED if counts else _MOST_SIZE if sizes else _MOST_INTEGER
+        if abs(value) > most:
+            raise DeepenError(
+                f"{key!r} in {file!r} is {value}, and no model has more than {most:,}; correct it."
+            )
 
 
 def find_weights(folder: Path, config: Mapping[str, Any]) -> WeightFiles:

@@ -1,5 +1,7 @@
 """An opened checkpoint as every stage sees it: a source, its anatomy, its blocks."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,9 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from deepen.base.anatomy import FAMILIES, REFUSED, Anatomy, Family, dissect, family_named
 from deepen.base.anatomy.dissection import with_scales
@@ -21,24 +20,27 @@ from deepen.base.anatomy.towers import (
     tower_family,
     with_text_section,
 )
-from deepen.base.checkpoint import Source, magnitude, positions_of, transformers_config
+from deepen.base.checkpoint import Source, positions_of, transformers_config
 from deepen.base.folder import portable
 from deepen.base.hub import open_checkpoint
-from deepen.base.memory import InMemory
 from deepen.base.text import tokenizer_of
+from deepen.base.weights.values import magnitude
 from deepen.common.errors import DeepenError
 from deepen.common.quiet import quiet_transformers
 from deepen.records.growth import read_entry
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from deepen.base.memory import InMemory
 
 OVERFLOWS = 2.0**63
 """Above this, squares of values are no float32: a model that holds such computes no numbers."""
 
 
-class LazyBlock(Mapping[str, Tensor]):
+class LazyBlock(Mapping[str, "Tensor"]):
     """One block whose logical tensors are loaded, checked and moved to a device on access."""
 
     def __init__(
@@ -123,6 +125,8 @@ class Model:
     @cached_property
     def in_memory(self) -> InMemory:
         """The model as transformers holds it, without its weights."""
+        from deepen.base.memory import InMemory
+
         return InMemory.of(self.source, self.resolved, self.anatomy)
 
     @property
@@ -140,7 +144,7 @@ class Model:
         """How many positions the model has; ``None`` if it does not say."""
         return positions_of(self.resolved)
 
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer; see ``tokenizer_of``."""
         return tokenizer_of(self.source)
 
@@ -313,7 +317,7 @@ def _text_model(config: Mapping[str, Any]) -> str | None:
     return "unknown" if seeing else None
 
 
-def _resolved(family: Family, config: "PreTrainedConfig") -> dict[str, Any]:
+def _resolved(family: Family, config: PreTrainedConfig) -> dict[str, Any]:
     """Return the fields of a config, in which transformers filled in the family's defaults."""
     # A config that counts its blocks by the length of a list does not store the number.
     return {family.depth_field: getattr(config, family.depth_field)} | config.to_dict()

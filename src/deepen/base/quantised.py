@@ -6,13 +6,16 @@ such numbers: blocks are copied as they lie, and turned into float32 where they 
 Zero stands for zero under every finite scale, so that a copy can be silent.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deepen.common.errors import DeepenError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FIELD = "quantization_config"
 """What config.json calls the way in which weights are quantised."""

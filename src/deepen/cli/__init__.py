@@ -2,7 +2,7 @@
 
 Bad input ends with one sentence and exit code 2; a verification that fails, or a machine that does,
 with exit code 1; a signal with one sentence and 128 + its number. torch and transformers are
-imported by the subcommands that need them.
+imported by the subcommands that need them, and kept out of those that only look.
 """
 
 import os
@@ -15,8 +15,10 @@ from types import FrameType
 import typer
 from typer.exceptions import TyperException
 
+from deepen.base.registry import PREFIX
 from deepen.cli import bases, growing, parts, training, widening
 from deepen.common.errors import DeepenError, Interrupted
+from deepen.common.quiet import keep_torch_out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +50,8 @@ app.command()(training.demo)
 
 _GO_ON = ("train", "compare", "demo")
 """Commands that go on by themselves when they are given again."""
+_COMPUTING = ("--alignment", "--calibration", "--peft", PREFIX)
+"""With these `inspect` measures, or builds a model, or writes one that a package holds."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     # cores that are shared with anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and _only_looks(given):  # in a process that does nothing else
+        keep_torch_out()
     try:
         with _signals_raised():
             code = app(args=given, standalone_mode=False)
@@ -78,6 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"Ended by {name}; {_what_is_left(error, given)}.", 128 + error.signal)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _only_looks(arguments: Sequence[str]) -> bool:
+    """Whether a command reads what lies in a folder here and computes nothing of it."""
+    asked = any(one.startswith(_COMPUTING) for one in arguments)
+    return arguments[:1] == ["inspect"] and not asked
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """Choose where to compute."""
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from deepen.common.errors import DeepenError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose(name: str) -> torch.device:
@@ -14,6 +19,8 @@ def choose(name: str) -> torch.device:
     Raises:
         DeepenError: There is no such device, or none of its memory is left.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,8 +1,12 @@
 """Random numbers that depend on nothing but what they are for."""
 
-import hashlib
+from __future__ import annotations
 
-import torch
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def generator_for(what: str) -> torch.Generator:
@@ -11,5 +15,7 @@ def generator_for(what: str) -> torch.Generator:
     Args:
         what: What the numbers are for, a seed among it; equal texts give equal numbers.
     """
+    import torch
+
     digest = hashlib.sha256(what.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

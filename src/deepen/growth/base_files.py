@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import is_own
+from deepen.base.weights.raw import read_header
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
-from deepen.growth.write import INDEX, Shard, read_header
+from deepen.growth.write import INDEX, Shard
 from deepen.records.pack import BaseFiles
 
 BASE_FILES = "deepen-base.json"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from deepen.base.anatomy import BlockAnatomy, Family, Role, TensorSpec
-from deepen.base.checkpoint import DTYPES, TensorInfo, is_finite, magnitude
+from deepen.base.checkpoint import DTYPES, TensorInfo
 from deepen.base.model import OVERFLOWS, Model
+from deepen.base.weights.values import is_finite, magnitude
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.seeds import generator_for

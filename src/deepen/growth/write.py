@@ -57,13 +57,6 @@ class Shard:
         return cls(header, {name: len(header) + start for name, start in starts.items()})
 
 
-def read_header(file: Path) -> str:
-    """Return a safetensors file's header, which says where every tensor stands in it."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return str(stream.read(length), "utf-8")
-
-
 def layout_of(header: str) -> dict[str, TensorInfo]:
     """Return what a header says of the tensors, in the order in which they stand in the file."""
     entries = {name: e for name, e in json.loads(header).items() if name != "__metadata__"}

@@ -6,14 +6,19 @@ nothing is zeroed, so the function changes. With several blocks in a gap the j-t
 mean with zeroed outputs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from torch import Tensor
 
 from deepen.methods.mean import blended
 from deepen.methods.method import Gap, Method, between
 from deepen.methods.options import LARGEST, BlendedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Options(BlendedOptions):

@@ -12,14 +12,14 @@ of block 0 (``norms=mean`` changes that). λ is 5e-4 in the code and 5e-5 in the
 and 5; the defaults are the code's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from deepen.base.anatomy import Block, BlockAnatomy
 from deepen.common.errors import DeepenError
@@ -29,6 +29,10 @@ from deepen.methods.method import Gap, Method, Prepared, Stack, between
 from deepen.methods.options import LARGEST, FusedOptions
 from deepen.planning.placement import PlacementRequest
 from deepen.planning.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 class Options(FusedOptions):
@@ -64,6 +68,8 @@ class Predictor:
 
     def __call__(self, below: Tensor, above: Tensor) -> Tensor:
         """Predict the weight ``[out, in]`` of a block between two neighbours."""
+        import torch
+
         rows = torch.cat([self.inverse @ below.float(), self.inverse @ above.float()], dim=1)
         with torch.no_grad():
             return self.basis @ self.network(rows)
@@ -120,6 +126,8 @@ def learn(
     options: Options, blocks: Sequence[Block], anatomy: BlockAnatomy, seed: int, progress: Progress
 ) -> State:
     """Factor each kind of weight over the stack and train its predictor."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     names = [name for name, spec in anatomy.block.items() if spec.is_weight]
     predictors = {}
@@ -138,6 +146,8 @@ def factor(weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
     Directions that the weights do not use (S below float32's precision) are left out of S⁻¹.
     """
+    import torch
+
     gram = reduce(torch.add, (weight.double() @ weight.double().T for weight in weights))
     eigenvalues, u = torch.linalg.eigh(gram)
     s = eigenvalues.clamp_min(0).sqrt()
@@ -157,6 +167,8 @@ def train(rows: Tensor, options: Options, generator: torch.Generator) -> nn.Modu
     Returns:
         The trained network.
     """
+    import torch
+
     width = rows.shape[2]
     inputs = torch.cat([rows[:-2], rows[2:]], dim=2).flatten(0, 1)
     targets = rows[1:-1].flatten(0, 1)
@@ -173,6 +185,9 @@ def train(rows: Tensor, options: Options, generator: torch.Generator) -> nn.Modu
 
 def _network(width: int, hidden: int, generator: torch.Generator) -> nn.Module:
     """Build the 3-layer ReLU MLP with initial weights drawn from the generator."""
+    import torch
+    from torch import nn
+
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -187,6 +202,8 @@ def _network(width: int, hidden: int, generator: torch.Generator) -> nn.Module:
 
 def _loss(predicted: Tensor, target: Tensor, norm_weight: float) -> Tensor:
     """Return (1-λ)·MSE + λ·(‖predicted‖ - ‖target‖)², the norms taken over the whole batch."""
+    from torch import nn
+
     difference = nn.functional.mse_loss(predicted, target)
     norms = (predicted.norm() - target.norm()).square()
     return (1 - norm_weight) * difference + norm_weight * norms

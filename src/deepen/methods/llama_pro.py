@@ -5,12 +5,16 @@ output projections zeroed, so that the grown model computes what the base comput
 divide L the groups differ by one block. Any other placement works too, copies of the block below.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from deepen.methods.method import Gap, Method, above_copied
 from deepen.methods.options import FusedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:

@@ -1,10 +1,14 @@
 """Taking the mean of two tensors, and what options ask of the norms of its rows."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from deepen.base.anatomy import Role, TensorSpec
 from deepen.methods.options import BlendedOptions, FusedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Roles whose rows are features of the block.
 _HIDDEN: frozenset[Role] = frozenset({"query", "key", "value", "gate", "up"})
@@ -55,5 +59,7 @@ def restores(options: FusedOptions, spec: TensorSpec) -> bool:
 
 def with_row_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """Return a weight ``[out, in]`` with the row norms ``[out]``; rows of zeros stay zero."""
+    import torch
+
     own = weight.norm(dim=1)
     return weight * torch.where(own > 0, norms / own, 1.0)[:, None]

@@ -5,23 +5,28 @@ A method is data (name, paper, what trains) and two functions: ``place`` says wh
 does. ``docs/methods.md`` shows how to write a method of your own in 30 lines.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
-from deepen.base.anatomy import Block, BlockAnatomy, TensorSpec
-from deepen.base.model import Model
 from deepen.common.errors import DeepenError, unknown
 from deepen.common.progress import Progress, silent
 from deepen.methods.options import Options
 from deepen.planning.placement import PlacementRequest, in_gaps
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import AlignmentProof
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from deepen.base.anatomy import Block, BlockAnatomy, TensorSpec
+    from deepen.base.model import Model
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,20 @@ does compute what it did is proven on the base at hand; where it does not, nothi
 ``published`` and ``normalised`` align row by row, as the paper does (``row_by_row``).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
-from torch import Tensor
 
-from deepen.alignment.activations import similarities
-from deepen.alignment.match import match_pairs
-from deepen.alignment.proof import proven
 from deepen.methods.mean import blended
 from deepen.methods.method import Gap, Method, Prepared, Stack, between
 from deepen.methods.row_by_row import FidelityOptions, row_by_row
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Options(FidelityOptions):
@@ -57,6 +58,10 @@ class Options(FidelityOptions):
 
 def prepare(options: Options, stack: Stack) -> Prepared:
     """Match the blocks around every gap, and prove that the aligned ones compute what they did."""
+    from deepen.alignment.activations import similarities
+    from deepen.alignment.match import match_pairs
+    from deepen.alignment.proof import proven
+
     if options.fidelity != "structured":
         return Prepared()
     pairs = [(insert.below, insert.above) for insert in stack.inserts]

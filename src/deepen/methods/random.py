@@ -4,15 +4,18 @@ Each weight is normal with the mean square of its two parents'; everything else 
 Whatever a method learns faster than this, it owes to the weights that it starts from.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from deepen.common.seeds import generator_for
 from deepen.methods.mean import interpolate, with_mean_norms
 from deepen.methods.method import Gap, Method, Prepared, Stack, between
 from deepen.methods.options import FusedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def prepare(options: FusedOptions, stack: Stack) -> Prepared:
@@ -22,6 +25,8 @@ def prepare(options: FusedOptions, stack: Stack) -> Prepared:
 
 def fuse(options: FusedOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Draw every weight ``[out, in]`` anew."""
+    import torch
+
     for name, spec in gap.tensors.items():
         a, b = gap.below[name].float(), gap.above[name].float()
         fused = interpolate(a, b, gap.t)

@@ -12,23 +12,24 @@ at t = ½, or t = j / (m + 1) for the j-th of m blocks in a gap. Biases move wit
 weight. The two readings differ in T alone (``Solve``).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from torch import Tensor
 
-from deepen.alignment.experts import matched_experts
 from deepen.base.anatomy import Role
 from deepen.methods.mean import interpolate, is_hidden, restores, with_row_norms
 from deepen.methods.method import Gap
 from deepen.methods.options import LARGEST, BlendedOptions
-from deepen.transport import cost, sinkhorn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ALIGNED: tuple[Role, ...] = ("query", "key", "value", "gate", "up")
 
-Solve = Callable[[Tensor, Tensor], Tensor]
+Solve = Callable[["Tensor", "Tensor"], "Tensor"]
 """A's rows and B's, ``[n, d]`` → the matrix M ``[n, n]`` that aligns the one to the other, MᵀA."""
 
 
@@ -88,6 +89,7 @@ def published(regularisation: float, max_iterations: int) -> Solve:
         regularisation: Entropic regularisation, in units of the distance between rows.
         max_iterations: Upper limit of Sinkhorn iterations.
     """
+    from deepen.transport import cost, sinkhorn
 
     def solve(a: Tensor, b: Tensor) -> Tensor:
         solved = sinkhorn.pot(cost.euclidean(a, b), regularisation, max_iterations)
@@ -107,6 +109,9 @@ def normalised(regularisation: float, max_iterations: int) -> Solve:
         regularisation: Entropic regularisation, in units of the cost's spread.
         max_iterations: Upper limit of Sinkhorn iterations.
     """
+    import torch
+
+    from deepen.transport import cost, sinkhorn
 
     def solve(a: Tensor, b: Tensor) -> Tensor:
         if not (a.any() and b.any()):
@@ -124,6 +129,8 @@ def normalised(regularisation: float, max_iterations: int) -> Solve:
 
 def row_by_row(options: FidelityOptions, gap: Gap) -> Iterator[tuple[str, Tensor]]:
     """Yield what is to be made of a new block, every weight aligned by a plan of its own."""
+    from deepen.alignment.experts import matched_experts
+
     solve = (
         published(options.distance_regularisation, options.max_iterations)
         if options.fidelity == "published"

@@ -5,13 +5,17 @@ blocks 0..L-d-1, then d..L-1. That is L + N blocks for d = (L - N) / 2. The func
 everything trains.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from deepen.methods.method import Gap, Method
 from deepen.methods.options import Options
 from deepen.planning.placement import overlapping_runs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def fuse(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from deepen.base.checkpoint import FolderSource, Source, TensorInfo
 from deepen.base.identity import difference
+from deepen.base.weights.raw import read_header
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
 from deepen.growth.base_files import MANIFEST, relative_files
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
-from deepen.growth.write import INDEX, Shard, layout_of, read_header, write_file
+from deepen.growth.write import INDEX, Shard, layout_of, write_file
 from deepen.packs.card import pack_card
 from deepen.packs.grown import Grown, check_base_inside, open_grown
 from deepen.planning.plan import Plan

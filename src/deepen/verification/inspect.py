@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from deepen.alignment.measure import align_model
-from deepen.base.model import open_model
-from deepen.common import device as devices
+from deepen.base.model import Model, open_model
 from deepen.common.progress import Progress, silent
 from deepen.planning.plan import Insert, Plan
+from deepen.records.alignment import AlignmentRecord
 from deepen.records.growth import Lineage, read_lineage
-from deepen.records.verification import InspectRecord, Origin
-from deepen.verification.adapters import new_block_targets
+from deepen.records.verification import InspectRecord, Origin, PeftTargets
 
 
 def inspect(
@@ -54,11 +52,28 @@ def inspect(
         origins=origins(lineage)
         if lineage
         else [Origin(step=0, block=index) for index in range(opened.depth)],
-        alignment=align_model(opened, calibration, devices.choose(device), progress)
+        alignment=_aligned(opened, calibration, device, progress)
         if alignment or calibration
         else None,
-        peft=new_block_targets(opened) if peft else None,
+        peft=_targets(opened) if peft else None,
     )
+
+
+def _aligned(
+    model: Model, calibration: Path | None, device: str, progress: Progress
+) -> AlignmentRecord:
+    """Measure how well neighbouring blocks align; torch is imported for this alone."""
+    from deepen.alignment.measure import align_model
+    from deepen.common import device as devices
+
+    return align_model(model, calibration, devices.choose(device), progress)
+
+
+def _targets(model: Model) -> PeftTargets:
+    """Say how peft puts adapters on the new blocks, for which transformers' model is built."""
+    from deepen.verification.adapters import new_block_targets
+
+    return new_block_targets(model)
 
 
 def origins(lineage: Lineage) -> list[Origin]:

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepen.base.checkpoint import DTYPES, FolderSource, Source, is_finite
+from deepen.base.checkpoint import DTYPES, FolderSource, Source
 from deepen.base.identity import sha256_of
 from deepen.base.layers import NeuronSlice
 from deepen.base.model import Model, as_model, open_model
 from deepen.base.streamed import missing_and_extra
+from deepen.base.weights.values import is_finite
 from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config

@@ -6,13 +6,16 @@ expert has its own gate, up and down projection. Checkpoints store them otherwis
 ``StoredSpec`` says how, and ``view`` finds a logical tensor in a stored one, to read or to write.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from deepen.base.anatomy.vocabulary import Axis, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["rows", "alternate", "heads", "per_head", "quarters"]
 """How logical tensors share the out axis of a stored one.
@@ -141,7 +144,7 @@ class Place:
         target.copy_(value.reshape(target.shape))
 
 
-Block = Mapping[str, Tensor]
+Block = Mapping[str, "Tensor"]
 """Name of a logical tensor → tensor, loaded on access; weights are ``[out, in]``."""
 Table = Mapping[str, StoredSpec]
 """Name inside a block → how it is stored; ``*`` in a name stands for an expert's number."""

@@ -1,12 +1,16 @@
 """PyTorch's ``.bin`` files, which are pickles: read as weights alone, each held to be one."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from deepen.common.errors import DeepenError
+from deepen.common.quiet import let_torch_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:
@@ -15,6 +19,9 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
     Raises:
         DeepenError: It is damaged, or holds something else than tensors by name.
     """
+    let_torch_in()
+    import torch
+
     try:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -31,7 +38,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             f"{str(file)!r} holds a {type(content).__name__} and no state dict, tensors by name; "
             f"save `model.state_dict()` with torch, or the model with save_pretrained."
         )
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     for name, tensor in tensors.items():
         _check_pickled(file, name, tensor)
     return {name: tensor.detach() for name, tensor in tensors.items()}
@@ -43,6 +50,8 @@ def _check_pickled(file: Path, name: object, tensor: Tensor) -> None:
     Raises:
         DeepenError: It is.
     """
+    import torch
+
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not isinstance(name, str):
         wrong = f"a tensor under {name!r}, which is no name"
