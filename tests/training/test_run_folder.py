@@ -141,6 +141,6 @@ def test_the_mark_comes_after_every_byte_and_name_is_on_the_disk(
 
 def test_what_a_run_needs_is_its_checkpoints_and_its_model(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.check_disk(10**3, 10**6)
+    folder.check_disk(10**3, 10**6, 3)
     with pytest.raises(DeepenError, match=r"need 3600001.00 GB"):
-        folder.check_disk(10**14, 10**9)
+        folder.check_disk(10**14, 10**9, 3)

@@ -129,6 +129,8 @@ class TrainRecord(Record):
     """Model FLOPs per second as a share of that rate, blocks that were not run left out."""
     resumed_from_step: Count | None
     """The step that the last restart began at."""
+    averaged_steps: list[Count] = Field(default_factory=list)
+    """Steps whose weights the result is the mean of; none if it is the last step's alone."""
     trunk: TrunkRecord | None = None
     """What was kept of the frozen trunk; ``None`` if every block was run in every step."""
     protect: ProtectRecord | None = None

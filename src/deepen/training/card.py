@@ -66,9 +66,15 @@ def _section(record: TrainRecord) -> str:
         f"seed {record.recipe['data']['seed']}\n"
         f"- Budget: {record.steps:,} steps, {record.tokens:,} tokens\n"
         f"- Trained: {record.trainable_parameters:,} of {record.parameters:,} parameters "
-        f"({share:.1%}), {_what(record)}\n"
+        f"({share:.1%}), {_what(record)}\n{_averaged(record)}"
         f"- Last training loss: {loss:.4f} nats per token\n"
     )
+
+
+def _averaged(record: TrainRecord) -> str:
+    """Say over which steps the weights are averaged, if they are."""
+    steps = ", ".join(f"{step:,}" for step in record.averaged_steps)
+    return f"- Weights: the mean of those after steps {steps}\n" if steps else ""
 
 
 def _what(record: TrainRecord) -> str:

@@ -240,6 +240,9 @@ class TrainingConfig(Settings):
     """Steps between checkpoints to resume from; by default a tenth of the run, 50 to 500."""
     log_every: Steps | None = None
     """Steps between points of the loss curve; by default 1, more in runs over 2000 steps."""
+    average_checkpoints: Annotated[int, Field(ge=1, le=100)] = 1
+    """Over how many checkpoints, the end of the run being the last, what was trained is averaged;
+    ``save_every`` steps lie between them (Apriel-1.5, arXiv 2510.01141, takes six)."""
     keep_checkpoints: bool = False
     """Keep the optimizer's state after the end."""
     save_dtype: Literal["stored", "float32"] = "stored"
@@ -257,6 +260,11 @@ class TrainingConfig(Settings):
             raise ValueError(f"{' and '.join(given)} are both budgets; give one")
         if self.lora and self.neurons:
             raise ValueError("lora and neurons both say what trains; give one")
+        if self.lora and self.average_checkpoints > 1:
+            raise ValueError(
+                "the mean of adapters' factors is not that of what they add to the weights; leave "
+                "out average_checkpoints or lora"
+            )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size "

@@ -1,5 +1,6 @@
 """The record of a run, made from what the engine logged."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
 from deepen.training.recipe import DataConfig, Recipe, Stage
+from deepen.training.run_folder import step_of
 from deepen.verification.trained import block_digest
 
 
@@ -40,6 +42,7 @@ def make_record(
     resumed_from_step: int | None,
     trunk: TrunkRecord | None,
     protect: ProtectRecord | None,
+    averaged: Sequence[Path],
 ) -> TrainRecord:
     """Collect what a finished run tells.
 
@@ -56,11 +59,9 @@ def make_record(
         resumed_from_step: Where the last restart began.
         trunk: What was kept of the frozen blocks at the bottom.
         protect: What was protected.
+        averaged: Earlier checkpoints that the result is averaged with.
     """
     measured, length = _measured(engine, schedule), recipe.data.sequence_length
-    flops = _flops_per_token(model, trains, length)
-    run = flops - (forward_flops_per_token(model, range(trunk.blocks), length) if trunk else 0.0)
-    rate = matmul_rate * engine.args.world_size
     return TrainRecord(
         stage=stage,
         model=model.source.name,
@@ -77,10 +78,13 @@ def make_record(
         sequence_length=length,
         sources=_sources(recipe.data, schedule, engine.state.global_step),
         **measured,
-        flops_per_token=flops,
         matmul_flops_per_second=matmul_rate,
-        utilisation=run * measured["tokens_per_second"] / rate,
+        flops_per_token=(flops := _flops_per_token(model, trains, length)),
+        utilisation=(flops - _kept_flops(model, trunk, length))
+        * measured["tokens_per_second"]
+        / (matmul_rate * engine.args.world_size),
         resumed_from_step=resumed_from_step,
+        averaged_steps=[*map(step_of, averaged), engine.state.global_step] if averaged else [],
         trunk=trunk,
         protect=protect,
         recipe=recipe.model_dump(mode="json"),
@@ -168,6 +172,11 @@ def _flops_per_token(model: Model, trains: Trains, length: int) -> float:
     return training_flops_per_token(
         model, trains.blocks, model.depth, length, trains_everything=everything, also=also
     )
+
+
+def _kept_flops(model: Model, trunk: TrunkRecord | None, length: int) -> float:
+    """Count what a token did not cost, because the trunk's output was kept."""
+    return forward_flops_per_token(model, range(trunk.blocks), length) if trunk else 0.0
 
 
 def _point(entry: dict[str, Any]) -> LossPoint:

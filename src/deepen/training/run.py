@@ -1,7 +1,7 @@
 """Train one recipe from beginning to end."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from deepen.base.model import Model, open_model
@@ -26,6 +27,7 @@ from deepen.training.engine.arguments import check_trackers, precision_of
 from deepen.training.engine.make import make_engine
 from deepen.training.engine.measure import matmul_rate
 from deepen.training.engine.rates import own_rates
+from deepen.training.engine.saving import Averaged
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, adapt, counts, trainable
 from deepen.training.load import check_length, check_memory, load_module, lowest_trained
@@ -34,7 +36,7 @@ from deepen.training.protect import old_text, protect
 from deepen.training.publish import publish
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.record import make_record
-from deepen.training.run_folder import RunFolder, last_checkpoint
+from deepen.training.run_folder import RunFolder, last_checkpoint, step_of
 from deepen.training.trunk.keep import Keeper, Trunk
 from deepen.training.trunk.wanted import check_possible, pays
 
@@ -162,7 +164,9 @@ def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) ->
     module = load_module(job.model, job.trains, training)
     adapt(module, job.model, job.trains, recipe.seed)
     parameters, trained = counts(module)
-    folder.check_disk(trained, sum(info.nbytes for info in job.model.source.infos.values()))
+    weight_bytes = sum(info.nbytes for info in job.model.source.infos.values())
+    # The kept ones are whole, and the next comes beside them.
+    folder.check_disk(trained, weight_bytes, max(2, training.average_checkpoints) + 1)
     tell(_announcement(job, parameters, trained))
     rates = own_rates(job.model, job.trains, training, job.schedule.steps)
     engine = make_engine(
@@ -186,6 +190,8 @@ def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) ->
     trunk = _start_above_trunk(job, engine, progress, tell)
     rate = matmul_rate(engine.args.device, getattr(torch, precision_of(training)))
     resumed = _train(job, engine, tell)
+    averaged = _averaged(job, engine, tell)
+    # Every process has to ask for it: each holds a part.
     state = engine.accelerator.get_state_dict(engine.model_wrapped)
     record = make_record(
         recipe,
@@ -200,20 +206,37 @@ def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) ->
         resumed_from_step=resumed,
         trunk=trunk.record if trunk else None,
         protect=protected,
+        averaged=averaged,
     )
     if rank() == 0:
-        publish(
-            job.model,
-            state,
-            job.trains,
-            folder.model,
-            dtype="F32" if training.save_dtype == "float32" else None,
-            chat_template=job.tokenizer.chat_template if recipe.data.chat_template else None,
-            record=record,
-        )
-        folder.end(record, keep_checkpoints=training.keep_checkpoints)
+        _publish(job, Averaged(state, averaged), record)
     engine.accelerator.wait_for_everyone()
     return record
+
+
+def _averaged(job: _Job, engine: Any, tell: Tell) -> list[Path]:  # noqa: ANN401 (no types there)
+    """Return the checkpoints that the end of the run is averaged with."""
+    count = job.recipe.training.average_checkpoints - 1
+    earlier = RunFolder.of(job.recipe).to_average(engine.state.global_step, count)
+    if earlier:
+        steps = ", ".join(f"{step_of(checkpoint):,}" for checkpoint in earlier)
+        tell(f"Averaging what was trained over steps {steps} and the last.")
+    return earlier
+
+
+def _publish(job: _Job, state: Mapping[str, Tensor], record: TrainRecord) -> None:
+    """Write the trained model and the record."""
+    recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
+    publish(
+        job.model,
+        state,
+        job.trains,
+        folder.model,
+        dtype="F32" if training.save_dtype == "float32" else None,
+        chat_template=job.tokenizer.chat_template if recipe.data.chat_template else None,
+        record=record,
+    )
+    folder.end(record, keep_checkpoints=training.keep_checkpoints)
 
 
 def _train(job: _Job, engine: Any, tell: Tell) -> int | None:  # noqa: ANN401 (no types there)
@@ -223,7 +246,7 @@ def _train(job: _Job, engine: Any, tell: Tell) -> int | None:  # noqa: ANN401 (n
         folder.begin(job.recipe)
     engine.accelerator.wait_for_everyone()
     last = last_checkpoint(folder.checkpoints)
-    resumed = int(last.name.rpartition("-")[2]) if last else None
+    resumed = step_of(last) if last else None
     if last:
         tell(f"Resuming after step {resumed}.")
     engine.train(resume_from_checkpoint=str(last) if last else None)

@@ -22,8 +22,6 @@ from deepen.training.recipe import Recipe
 
 _BYTES_PER_PARAMETER = 12
 """Of a checkpoint: a float32 weight and AdamW's two moments."""
-_CHECKPOINTS = 3
-"""On the disk at once: two whole ones and the next."""
 _SLACK_BYTES = 2**25
 _MARK, _OLD_MARK = "complete.json", "complete"
 """Files that mark a checkpoint as whole; the old one, of earlier versions, holds nothing."""
@@ -186,17 +184,40 @@ class RunFolder:
             raise
         except BaseException as error:
             last = last_checkpoint(self.checkpoints)
-            where = f"goes on after step {_step(last):,}" if last else "starts from the first step"
+            where = (
+                f"goes on after step {step_of(last):,}" if last else "starts from the first step"
+            )
             error.add_note(f"the same command {where}")
             raise
 
-    def check_disk(self, trained_parameters: int, weight_bytes: int) -> None:
+    def to_average(self, step: int, count: int) -> list[Path]:
+        """Return the last so many checkpoints before a step, the earliest first.
+
+        Raises:
+            DeepenError: One of them is damaged.
+        """
+        earlier = [kept for kept in _marked(self.checkpoints) if step_of(kept) < step]
+        chosen = earlier[max(0, len(earlier) - count) :]
+        for checkpoint in chosen:
+            if (reason := damage(checkpoint)) is not None:
+                raise DeepenError(
+                    f"{checkpoint.name}, which is to be averaged, is damaged: {reason}; start the "
+                    f"run again without resuming."
+                )
+        return chosen
+
+    def check_disk(self, trained_parameters: int, weight_bytes: int, checkpoints: int) -> None:
         """Refuse to start what the disk cannot hold.
+
+        Args:
+            trained_parameters: How many parameters train.
+            weight_bytes: Size of the trained model's weights.
+            checkpoints: How many are on the disk at once.
 
         Raises:
             DeepenError: It is too small.
         """
-        needed = _CHECKPOINTS * _BYTES_PER_PARAMETER * trained_parameters + weight_bytes
+        needed = checkpoints * _BYTES_PER_PARAMETER * trained_parameters + weight_bytes
         there = sum(f.stat().st_size for f in self.checkpoints.rglob("*") if f.is_file())
         free = _free(self.path) + there
         if needed + _SLACK_BYTES > free:
@@ -271,7 +292,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next(reversed(_marked(folder)), None)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """Return the step that a checkpoint is of."""
     return int(checkpoint.name.rpartition("-")[2])
 

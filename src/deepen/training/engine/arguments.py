@@ -34,8 +34,6 @@ def arguments(
     cuda = on_gpu(training)
     beta1, beta2 = training.betas
     log_every = training.log_every or math.ceil(steps / _MOST_POINTS)
-    least, most = _STEPS_BETWEEN_SAVES
-    save_every = training.save_every or min(most, max(least, math.ceil(steps / 10)))
     return {
         "output_dir": str(folder),
         "max_steps": steps,
@@ -48,9 +46,9 @@ def arguments(
         **_schedule(training, steps),
         "logging_steps": log_every,
         "logging_nan_inf_filter": False,
-        "save_steps": save_every,
+        "save_steps": steps_between_saves(training, steps),
         # The one before the last stays until the last is whole.
-        "save_total_limit": 2,
+        "save_total_limit": max(2, training.average_checkpoints),
         "seed": seed,
         "use_cpu": not cuda,
         "bf16": precision_of(training) == "bfloat16",
@@ -66,6 +64,24 @@ def arguments(
             **dict.fromkeys(("cross_entropy", "rope", "rms_norm", "swiglu"), False),
         },
     }
+
+
+def steps_between_saves(training: TrainingConfig, steps: int) -> int:
+    """Return how many steps lie between checkpoints of a run of so many.
+
+    Raises:
+        DeepenError: Fewer checkpoints come of it than are to be averaged.
+    """
+    least, most = _STEPS_BETWEEN_SAVES
+    between = training.save_every or min(most, max(least, math.ceil(steps / 10)))
+    count, wanted = math.ceil(steps / between), training.average_checkpoints
+    if count < wanted:
+        raise DeepenError(
+            f"training.average_checkpoints={wanted} asks for more checkpoints than there will be: "
+            f"{steps:,} steps with one every {between:,} have {count}; lower "
+            f"training.save_every or average fewer."
+        )
+    return between
 
 
 def _checkpointing() -> str:

@@ -4,12 +4,15 @@ What callbacks keep is stored with them, and a step after which a callback stops
 run that is killed while it writes its result repeats its last steps and stops there again.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -102,3 +105,42 @@ class Agrees(TrainerCallback):
 def _trained(module: Any) -> set[str]:  # noqa: ANN401 (no types there)
     """Return the names of the parameters that train."""
     return {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+class Averaged(Mapping[str, Tensor]):
+    """A module's parameters, each the mean of what checkpoints and the end of the run hold."""
+
+    def __init__(self, state: Mapping[str, Tensor], checkpoints: Sequence[Path]) -> None:
+        """Read nothing yet.
+
+        Args:
+            state: The parameters at the end of the run, under their names in memory.
+            checkpoints: Folders of earlier steps, which hold what trains.
+        """
+        self._state, self._files = state, [folder / WEIGHTS for folder in checkpoints]
+        held: list[str] = []
+        for file in self._files[:1]:
+            with safe_open(file, "pt") as opened:
+                held = [*opened.keys()]
+        # Tied parameters are held once, and have two names.
+        self._held = {state[name].data_ptr(): name for name in held}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a parameter; if it trains the mean, taken in float64."""
+        end = self._state[name]
+        held = self._held.get(end.data_ptr())
+        if held is None:
+            return end
+        total = end.detach().cpu().double()
+        for file in self._files:
+            with safe_open(file, "pt") as opened:
+                total += opened.get_tensor(held)
+        return (total / (len(self._files) + 1)).to(end.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._state)
