@@ -35,8 +35,7 @@ def make_record(
     trains: Trains,
     engine: Any,  # noqa: ANN401 (Trainer has no types)
     *,
-    parameters: int,
-    trainable_parameters: int,
+    counted: tuple[int, int],
     schedule: Schedule,
     matmul_rate: float,
     resumed_from_step: int | None,
@@ -52,8 +51,7 @@ def make_record(
         model: The checkpoint that was trained.
         trains: What trained.
         engine: The engine, after training.
-        parameters: All parameters.
-        trainable_parameters: Those that trained.
+        counted: How many parameters there are, and how many of them trained.
         schedule: Which sequences it saw.
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
@@ -62,6 +60,8 @@ def make_record(
         averaged: Earlier checkpoints that the result is averaged with.
     """
     measured, length = _measured(engine, schedule), recipe.data.sequence_length
+    flops = _flops_per_token(model, trains, length)
+    rate = (flops - _kept_flops(model, trunk, length)) * measured["tokens_per_second"]
     return TrainRecord(
         stage=stage,
         model=model.source.name,
@@ -70,8 +70,8 @@ def make_record(
         processes=engine.args.world_size,
         device=engine.args.device.type,
         precision="bfloat16" if engine.args.bf16 else "float32",
-        parameters=parameters,
-        trainable_parameters=trainable_parameters,
+        parameters=counted[0],
+        trainable_parameters=counted[1],
         trainable_blocks=list(trains.blocks),
         steps=engine.state.global_step,
         tokens=schedule.tokens[engine.state.global_step],
@@ -79,10 +79,8 @@ def make_record(
         sources=_sources(recipe.data, schedule, engine.state.global_step),
         **measured,
         matmul_flops_per_second=matmul_rate,
-        flops_per_token=(flops := _flops_per_token(model, trains, length)),
-        utilisation=(flops - _kept_flops(model, trunk, length))
-        * measured["tokens_per_second"]
-        / (matmul_rate * engine.args.world_size),
+        flops_per_token=flops,
+        utilisation=rate / (matmul_rate * engine.args.world_size),
         resumed_from_step=resumed_from_step,
         averaged_steps=[*map(step_of, averaged), engine.state.global_step] if averaged else [],
         trunk=trunk,
