@@ -2,6 +2,7 @@
 
     python scripts/survey.py            # the summary
     python scripts/survey.py --write    # and the tables of docs/architectures.md
+    python scripts/survey.py --method repeat --write   # of one method alone
     python scripts/survey.py --tables   # what the page says of tables alone; its verdicts stay
 
 Every parameter of a tiny model is random, norms and biases too. A growth by a method that promises
@@ -19,9 +20,10 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,8 @@ class Finding:
     """Why the family is refused."""
 
 
-def survey(model_type: str) -> Finding:
-    """Try one family: all its test cases."""
+def survey(model_type: str, tried: Sequence[str]) -> Finding:
+    """Try some methods on one family: on all its test cases."""
     torch.set_num_threads(1)
     logging.disable()
     warnings.simplefilter("ignore")
@@ -74,7 +76,7 @@ def survey(model_type: str) -> Finding:
         for number, settings in enumerate(cases(model_type)):
             base = Path(scratch) / f"base-{number}"
             shrink.model(model_type, **settings).save_pretrained(base)
-            for method in methods.names():
+            for method in tried:
                 verdict = attempt(base, Path(scratch) / f"{method}-{number}", method)
                 before = verdicts.get(method, verdict)
                 verdicts[method] = verdict if before in ("exact", "grown") else before
@@ -244,7 +246,8 @@ def recorded(page: str) -> tuple[list[Finding], str]:
     findings = []
     for cells in rows[1:]:
         if cells[0].startswith("`"):
-            verdicts = {name: cells[names.index(name)] for name in methods.names()}
+            known = (name for name in methods.names() if name in names)
+            verdicts = {name: cells[names.index(name)] for name in known}
             for name, verdict in verdicts.items():
                 if note := re.fullmatch(r"refused \((\d+)\)", verdict):
                     verdicts[name] = REASON + notes[note[1]]
@@ -280,6 +283,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", help="only these; by default all")
+    parser.add_argument(
+        "--method", action="append", help="only this one; what the page says of others stays"
+    )
     parser.add_argument("--write", action="store_true", help="rewrite docs/architectures.md")
     parser.add_argument("--tables", action="store_true", help="rewrite what tables alone say there")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
@@ -291,7 +297,13 @@ def main() -> None:
         causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES} - TOWERS.keys()
         names = asked.families or sorted(causal)
         with ProcessPoolExecutor(asked.jobs) as pool:
-            findings = list(pool.map(survey, names))
+            findings = list(pool.map(partial(survey, tried=asked.method or methods.names()), names))
+        if asked.method:
+            before = {finding.model_type: finding.verdicts for finding in recorded(text)[0]}
+            findings = [
+                replace(found, verdicts=before.get(found.model_type, {}) | found.verdicts)
+                for found in findings
+            ]
         heading = summary(findings)
         print("\n".join(tables(findings, heading)) if asked.families else heading)
     if asked.write or asked.tables:

@@ -93,10 +93,11 @@ def test_options_at_their_defaults_are_not_listed(options: dict[str, str]) -> No
 LATER = "\n## Licence\n\nAs the base's.\n"
 
 
-@pytest.mark.parametrize("method", ["llama-pro", "avg-deus", "solar"])
+@pytest.mark.parametrize("method", ["llama-pro", "avg-deus", "solar", "repeat"])
 @pytest.mark.parametrize("later", ["", LATER])
 def test_what_is_true_only_until_training_can_be_taken_out(method: str, later: str) -> None:
-    card = model_card(Path("nowhere"), grow_record_of(method), "model.layers") + later
+    options = {"trains": "nothing"} if method == "repeat" else {}
+    card = model_card(Path("nowhere"), grow_record_of(method, **options), "model.layers") + later
     assert "not been trained" in card
     assert "## How to train it" in card
     start, end = card.index("**It has not"), card.index("| | base | this model |")

@@ -285,15 +285,18 @@ def test_the_docs_name_nothing_else_as_unnoticed() -> None:
     assert section.count("\n- **") == len(unnoticed)
 
 
-@pytest.mark.parametrize("method", ["llama-pro", "solar"])
+@pytest.mark.parametrize(
+    ("method", "spoilt"),
+    [("llama-pro", "up_proj"), ("solar", "down_proj"), ("repeat", "down_proj")],
+)
 def test_a_bit_of_a_copied_block_is_noticed_by_the_base(
-    pair: Pair, tmp_path: Path, method: str
+    pair: Pair, tmp_path: Path, method: str, spoilt: str
 ) -> None:
     deepen.grow(pair.base, tmp_path / "copied", method=method, new_layers=2)
     copied = Pair(pair.base, tmp_path / "copied")
     assert noticed(copied) == set()
     new = next(iter(read_manifest(copied.grown).new_tensors)).split(".")[2]
-    flip(copied.grown / "model.safetensors", f"model.layers.{new}.mlp.up_proj.weight")
+    flip(copied.grown / "model.safetensors", f"model.layers.{new}.mlp.{spoilt}.weight")
     forge(copied)
     assert noticed(copied) == {NEW}
 

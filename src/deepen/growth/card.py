@@ -46,6 +46,11 @@ _MOVED = (
     "**It has not been trained yet, and it needs to be:** the new blocks change what the model "
     "computes. `deepen verify BASE THIS` says how far it moved."
 )
+_REPEATED = (
+    "**It has not been trained, and is not meant to be:** blocks of the base pass twice or more, "
+    "and the model computes something else than the base. `deepen verify BASE THIS` says how far "
+    "it moved; measure what that is worth on your own task."
+)
 _QUANTISE = (
     "**Train it before you quantise it:** the output projections of the new blocks are zero, and "
     "some quantisers divide by the largest value of a group. To quantise it untrained, grow with "
@@ -67,6 +72,10 @@ model.requires_grad_(False)
 for index, block in enumerate(model.get_submodule("{blocks}")):
     block.requires_grad_(index in new)
 ```"""
+_TRAIN_NOTHING = (
+    "It was grown to be used as it is. To train it all the same, name what to train, for example "
+    "`training.trains=new_blocks`."
+)
 _TRAIN_ALL = "Train everything, as the method's paper does."
 
 
@@ -103,7 +112,11 @@ def model_card(
         **inherited,
     )
     options = ", ".join(f"{key} = {value}" for key, value in record.chosen_options.items())
-    how = {"new_blocks": _TRAIN_NEW.format(blocks=blocks), "everything": _TRAIN_ALL}
+    how = {
+        "new_blocks": _TRAIN_NEW.format(blocks=blocks),
+        "everything": _TRAIN_ALL,
+        "nothing": _TRAIN_NOTHING,
+    }
     text = _TEMPLATE.format(
         name=step.base.name.rpartition("/")[2],
         base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else step.base.name,
@@ -169,7 +182,8 @@ def front_matter(card: str) -> tuple[dict[str, Any], str]:
 
 def _remarks(record: GrowRecord, quantised: str | None) -> list[str]:
     """Say what a user should know first, a paragraph each."""
-    promise = [_IDENTITY, _QUANTISE] if record.step.preserves_function else [_MOVED]
+    moved = _REPEATED if record.step.trains == "nothing" else _MOVED
+    promise = [_IDENTITY, _QUANTISE] if record.step.preserves_function else [moved]
     if quantised:
         promise = [*promise[:1], _QUANTISED.format(quantised=quantised)]
     return [*promise, *([BROKEN_PATTERN] if record.keeps_pattern is False else [])]
@@ -177,7 +191,7 @@ def _remarks(record: GrowRecord, quantised: str | None) -> list[str]:
 
 def without_untrained(card: str) -> str:
     """Return a grown model's card without what is true of it only until it is trained."""
-    for promise in (_IDENTITY, _QUANTISE, _MOVED):
+    for promise in (_IDENTITY, _QUANTISE, _MOVED, _REPEATED):
         card = card.replace(f"{promise}\n\n", "")
     kept, _, section = card.partition(_HOW_TO_TRAIN)
     return kept + "".join(section.partition("\n## ")[1:])

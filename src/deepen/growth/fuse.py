@@ -20,7 +20,7 @@ from deepen.common.system import return_freed_memory
 from deepen.methods.method import Gap, Method, Prepared, Stack
 from deepen.methods.options import FusedOptions, Options
 from deepen.planning.plan import Insert, Plan
-from deepen.records.growth import GrowRequest, Scores
+from deepen.records.growth import GrowRequest, Scores, Trains
 
 # Roles that size what the output projections learn from.
 _FEATURES: frozenset[Role] = frozenset({"value", "up"})
@@ -46,6 +46,11 @@ class Growth:
     """Called while the method looks at the whole stack."""
     scores: Scores | None = None
     """What new blocks were placed by, if that was measured."""
+
+    @property
+    def trains(self) -> Trains:
+        """What trains after growing."""
+        return self.method.trained(self.options)
 
     @property
     def layout(self) -> dict[str, TensorInfo]:

@@ -25,7 +25,7 @@ from deepen.planning.parents import with_parents
 from deepen.planning.pattern import BROKEN_PATTERN, follows_rule, rule_of
 from deepen.planning.placement import PlacementRequest
 from deepen.planning.stages import uneven_stages
-from deepen.records.cost import Precision
+from deepen.records.cost import Precision, Trained
 from deepen.records.growth import (
     FIELD,
     BaseIdentity,
@@ -85,7 +85,10 @@ def plan(
         "precision": precision,
         "activation_checkpointing": activation_checkpointing,
     }
-    trains, lineage = growth.method.trains, lineage_of(growth)
+    lineage, label = lineage_of(growth), "this plan"
+    trains: Trained = "everything" if growth.trains == "everything" else "new_blocks"
+    if growth.trains == "nothing":
+        label += ", if its copies trained"
     check_loads(growth, config_of(growth, lineage))
     record = grow_record(growth, lineage)
     assert isinstance(base.source, FolderSource)
@@ -93,7 +96,7 @@ def plan(
     notes = [*record.notes, *told, *uneven_stages(base.depth, growth.plan.depth)]
     return PlanRecord(
         growth=record.model_copy(update={"notes": notes}),
-        cost=estimate(base, growth.plan, trains=trains, label="this plan", **conditions),
+        cost=estimate(base, growth.plan, trains=trains, label=label, **conditions),
         alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
     )
 
@@ -133,6 +136,7 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
         placement=given,
         per_gap=request.per_gap,
         scores=lambda: measured().values,
+        options=options,
         rule=rule_of(base.config, base.resolved, base.family),
     )
     along = given is not None and given.name == placement.PERIODS
@@ -185,7 +189,7 @@ def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
         ),
         plan=growth.plan.to_json(),
         new_blocks=growth.plan.new_blocks,
-        trains=growth.method.trains,
+        trains=growth.trains,
         preserves_function=growth.options.preserves_function,
         versions=versions(),
     )
@@ -234,7 +238,9 @@ def grow_record(growth: Growth, lineage: Lineage) -> GrowRecord:
         chosen_options={k: v for k, v in chosen.items() if v != fields[k].default},
         parameters=parameters,
         new_parameters=new,
-        trainable_parameters=new if growth.method.trains == "new_blocks" else parameters,
+        trainable_parameters={"everything": parameters, "new_blocks": new, "nothing": 0}[
+            growth.trains
+        ],
         weight_bytes=sum(info.nbytes for info in infos),
         keeps_pattern=kept,
         notes=[

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "solar": "deepen.methods.solar",
     "llama-pro": "deepen.methods.llama_pro",
     "lesa": "deepen.methods.lesa",
+    "repeat": "deepen.methods.repeat",
     "random": "deepen.methods.random",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from deepen.common.progress import Progress, silent
 from deepen.methods.options import Options
 from deepen.planning.placement import PlacementRequest, in_gaps
 from deepen.planning.plan import Insert, Plan
-from deepen.records.growth import AlignmentProof
+from deepen.records.growth import AlignmentProof, Trains
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +118,7 @@ class Method:
     """How one is made."""
     options: type[Options] = Options
     """The method's own options; they say whether the base's function is kept."""
-    trains: Literal["new_blocks", "everything"] = "new_blocks"
+    trains: Trains = "new_blocks"
     """What the paper trains after growing."""
     copies: bool = False
     """Whether a new block is its nearest parent as it is stored, but for what options ask, so that
@@ -130,6 +130,16 @@ class Method:
     def preserves_function(self) -> bool:
         """Whether the grown model computes what the base computes, with the default options."""
         return self.options().preserves_function
+
+    def trained(self, options: Options) -> Trains:
+        """Return what trains after growing with some options."""
+        return options.trained or self.trains
+
+
+def copied(options: Options, gap: Gap) -> Iterator[tuple[str, Tensor]]:
+    """Make a new block a copy of the one below; what ``fuse`` is for methods that copy."""
+    for name in gap.tensors:
+        yield name, gap.below[name]
 
 
 def between(default: str = "top") -> Callable[[PlacementRequest], Plan]:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     from deepen.base.anatomy import TensorSpec
+    from deepen.records.growth import Trains
 
 
 LARGEST = 1e6
@@ -27,6 +28,11 @@ class Options(BaseModel):
     def computing(self) -> list[str]:
         """The options that would compute new values for tensors which a method copies."""
         return []
+
+    @property
+    def trained(self) -> "Trains | None":
+        """What trains after growing, where options say so; by default what the paper trains."""
+        return None
 
     @property
     def preserves_function(self) -> bool:

@@ -8,6 +8,8 @@ and what is measured for the others is told in docs/placement.md.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from deepen.common.errors import DeepenError, unknown
 from deepen.planning.pattern import Rule, spread_periods
@@ -66,6 +68,8 @@ class PlacementRequest:
     """How many new blocks a gap may take."""
     scores: Callable[[], Sequence[float]] | None = None
     """Scores every gap, or the block below every gap; only placements by measurement ask."""
+    options: Any = None
+    """The method's own options; only methods whose options say where blocks go ask."""
     rule: Rule | None = None
     """Says what blocks are in a deeper stack; only ``periods`` asks."""
 
@@ -128,11 +132,7 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
     if per_gap < 1:
         raise DeepenError(f"A gap must take at least 1 new block, not {per_gap}.")
     listed = len(placement.after) if placement else 0
-    if depth + max(request.new_layers or 0, per_gap, listed) > MOST_BLOCKS:
-        raise DeepenError(
-            f"A grown model has at most {MOST_BLOCKS:,} blocks, and the base has {depth} of them; "
-            f"ask for fewer new ones."
-        )
+    _check_depth(depth, max(request.new_layers or 0, per_gap, listed))
     placement = placement or Placement(default)
     slots = depth if copies else depth - 1
     if placement.name == "after":
@@ -163,6 +163,15 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
         )
     # Full rounds over all gaps, then the remainder in the gaps that the strategy prefers.
     return insert_after(depth, (order[i % len(order)] for i in range(wanted)), copies=copies)
+
+
+def _check_depth(depth: int, new: int) -> None:
+    """Refuse a stack that no machine holds, before it is planned."""
+    if depth + new > MOST_BLOCKS:
+        raise DeepenError(
+            f"A grown model has at most {MOST_BLOCKS:,} blocks, and the base has {depth} of them; "
+            f"ask for fewer new ones."
+        )
 
 
 def _by_score(
@@ -256,7 +265,67 @@ def overlapping_runs(request: PlacementRequest) -> Plan:
             f"SOLAR cuts d = (L - N) / 2 blocks from each copy, which is not whole for "
             f"L = {depth}, N = {new}; ask for {near} new layers."
         )
-    cut = (depth - new) // 2
-    first: list[Keep | Insert] = [Keep(i) for i in range(depth - cut)]
-    second = [Insert(i, i, 0.0) if i < depth - cut else Keep(i) for i in range(cut, depth)]
-    return Plan(depth, tuple(first + second))
+    return repeated(depth, [middle(depth, new)], 1)
+
+
+def middle(depth: int, new_layers: int | None, times: int = 1) -> tuple[int, int]:
+    """Return the span in the middle that makes so many new layers when it is repeated.
+
+    Args:
+        depth: Number of blocks of the base.
+        new_layers: Number of new blocks; by default half of the base's.
+        times: How often the span is repeated.
+
+    Returns:
+        Its first and its last block; the upper one of two spans that are as near to the middle.
+
+    Raises:
+        DeepenError: There is no such span.
+    """
+    wanted = times * max(1, depth // 2 // times) if new_layers is None else new_layers
+    length, rest = divmod(wanted, times)
+    if rest or not 1 <= length <= depth:
+        raise DeepenError(
+            f"No span of {depth} blocks makes {new_layers} new layers at times={times}; ask for a "
+            f"multiple of {times} up to {times * depth}."
+        )
+    low = (depth - length + 1) // 2
+    return low, low + length - 1
+
+
+def repeated(
+    depth: int, spans: Sequence[tuple[int, int]], times: int, *, interleaved: bool = False
+) -> Plan:
+    """Plan spans of blocks that are repeated.
+
+    Args:
+        depth: Number of blocks of the base.
+        spans: First and last block of each, in order.
+        times: How often each is repeated.
+        interleaved: Whether copies of a block stand right above it, instead of a copy of the span
+            above the span.
+
+    Raises:
+        DeepenError: A span lies outside the base or over another one.
+    """
+    for (_, high), (low, _) in pairwise([(-1, -1), *spans]):
+        if low <= high:
+            raise DeepenError(
+                f"Block {low} lies in two of the spans, and would stand among its own copies; name "
+                f"spans that do not overlap."
+            )
+    low, high = spans[0][0], spans[-1][1]
+    if not 0 <= low <= high < depth:
+        raise DeepenError(
+            f"The base has blocks 0 to {depth - 1}, and the span {low}-{high} reaches beyond them."
+        )
+    _check_depth(depth, times * sum(high - low + 1 for low, high in spans))
+    if interleaved:
+        spans = [(i, i) for low, high in spans for i in range(low, high + 1)]
+    last = {high: low for low, high in spans}
+    blocks: list[Keep | Insert] = []
+    for index in range(depth):
+        blocks.append(Keep(index))
+        if index in last:
+            blocks += [Insert(i, i, 0.0) for i in range(last[index], index + 1)] * times
+    return Plan(depth, tuple(blocks))

@@ -12,6 +12,8 @@ from deepen.records.record import Record
 
 FIELD = "deepen"
 """The key of the lineage in config.json."""
+Trains = Literal["new_blocks", "everything", "nothing"]
+"""What a growth asks to be trained."""
 
 
 class BaseIdentity(Record):
@@ -108,8 +110,8 @@ class Step(Record):
     """The new stack: a kept block's index, or [below, above, t]."""
     new_blocks: list[int]
     """Indices of the new blocks in the model that this step made."""
-    trains: Literal["new_blocks", "everything"]
-    """What the method's paper trains after growing."""
+    trains: Trains
+    """What the method's paper, or its options, would train after growing."""
     preserves_function: bool
     """Whether the method promises the base's logits."""
     versions: dict[str, str]

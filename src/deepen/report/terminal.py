@@ -118,6 +118,7 @@ def growth(record: GrowRecord) -> Group:
     options = ", ".join(f"{key}={value}" for key, value in record.chosen_options.items())
     share = record.trainable_parameters / record.parameters
     added = record.new_parameters / record.base_parameters
+    moved = "changes" if step.trains == "nothing" else "changes until trained"
     rows: list[tuple[str, str | Text]] = [
         ("base", f"{step.base.name} ({step.base.fingerprint[:12]})"),
         ("method", f"{step.method} ({step.reference}){'; ' + options if options else ''}"),
@@ -128,7 +129,7 @@ def growth(record: GrowRecord) -> Group:
         *([("aligned", _proven(record.proofs))] if record.proofs else []),
         ("parameters", f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})"),
         ("to train", f"{record.trainable_parameters:,} ({share:.1%})"),
-        ("function", "that of the base" if step.preserves_function else "changes until trained"),
+        ("function", "that of the base" if step.preserves_function else moved),
         ("weights", size(record.weight_bytes)),
     ]
     if record.out is not None:

@@ -84,7 +84,8 @@ def trainable(config: Mapping[str, Any], depth: int, training: TrainingConfig, n
             )
         if training.trains == "auto" and lineage.steps[-1].trains == "everything":
             return _everything(depth)
-        blocks = sorted(lineage.new_blocks)
+        idle = training.trains == "auto" and lineage.steps[-1].trains == "nothing"
+        blocks = [] if idle else sorted(lineage.new_blocks)
     _check_blocks(blocks, depth, name)
     also = set(training.also)
     if "head" in also and config.get("tie_word_embeddings"):

@@ -9,13 +9,12 @@ from deepen import methods
 from deepen.base.checkpoint import Source
 from deepen.base.model import Model
 from deepen.common.errors import DeepenError
+from deepen.methods.options import Options
 from deepen.planning.plan import Keep, Plan
 from deepen.records.growth import BaseIdentity, Step, Training, read_entry
 from deepen.records.verification import Check
 from deepen.verification.trained import since, stored_dtype, trained_elsewhere
 
-_COPYING = ("llama-pro", "solar")
-"""The methods whose new blocks the base can be asked for."""
 _COMBINED = ("interleave", "average")
 """What packs are put together by; no methods, but growths all the same."""
 
@@ -48,9 +47,17 @@ class Claim:
     @property
     def copies(self) -> bool:
         """Whether every new block was a copy of one of the base's, but for what it writes."""
-        scales = (step.options.get("feature_scale", 1) for step in self.steps)
-        copied = all(step.method in _COPYING for step in self.steps)
-        return copied and all(scale == 1 for scale in scales)
+        if not all(step.method in methods.names() for step in self.steps):
+            return False
+        copied = all(methods.get(step.method).copies for step in self.steps)
+        return copied and all(_option(step, "feature_scale") in (None, 1) for step in self.steps)
+
+    @property
+    def copies_whole(self) -> bool:
+        """Whether every new block was a copy of one of the base's, what it writes included."""
+        return self.copies and all(
+            _option(step, "output_scale") in (None, 1) for step in self.steps
+        )
 
     @property
     def dtype(self) -> str | None:
@@ -129,10 +136,19 @@ def _promises(step: Step) -> Iterator[tuple[str, object, object]]:
         return
     method = methods.get(step.method)
     yield "reference", step.reference, method.reference
-    yield "trains", step.trains, method.trains
-    # Not validated: what an earlier version wrote may be no options of this one.
-    options = method.options.model_construct(**step.options)
+    options = _options(step)
+    yield "trains", step.trains, method.trained(options)
     yield "preserves_function", step.preserves_function, options.preserves_function
+
+
+def _options(step: Step) -> Options:
+    """Return a step's options, not validated: an earlier version's may be none of this one's."""
+    return methods.get(step.method).options.model_construct(**step.options)
+
+
+def _option(step: Step, name: str) -> Any:  # noqa: ANN401 (whatever the option is)
+    """Return one of a step's options; ``None`` if its method has none such."""
+    return getattr(_options(step), name, None)
 
 
 def _are_silent(options: dict[str, Any]) -> bool:

@@ -286,12 +286,13 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
     was before.
     """
     problems: list[str] = []
-    silenced, trained = 0, 0
+    silenced, trained, copied = 0, 0, 0
     for index, block in enumerate(claim.plan.blocks):
         if not isinstance(block, Insert):
             continue
         if (base.source.quantisation or claim.copies) and not claim.trains(index):
-            problems += _not_copied(base, grown, index, block.nearest)
+            problems += _not_copied(base, grown, index, block.nearest, whole=claim.copies_whole)
+            copied += 1
         anatomy, changed = base.anatomy.blocks[block.nearest], False
         for name, spec in anatomy.block.items():
             place = anatomy.places[name]
@@ -315,23 +316,27 @@ def _check_new(base: Model, grown: Source, claim: Claim) -> Check:
                 changed = digest != start[0]
             if not changed and (start or claim.preserves_function):
                 problems.append(f"block {index} is what it was before training")
-    return _new_blocks(problems, len(claim.plan.new_blocks), silenced, trained)
+    told = f", {copied} of them copies bit for bit" if copied else ""
+    told += ", but for what they write" if copied and not claim.copies_whole else ""
+    return _new_blocks(problems, len(claim.plan.new_blocks), told, silenced, trained)
 
 
-def _not_copied(base: Model, grown: Source, index: int, parent: int) -> Iterator[str]:
-    """Yield what of a copied block, but for what may be silent, is not its parent's."""
+def _not_copied(
+    base: Model, grown: Source, index: int, parent: int, *, whole: bool
+) -> Iterator[str]:
+    """Yield what of a copied block is not its parent's; unless ``whole``, outputs may be."""
     for suffix, spec in base.anatomy.blocks[parent].stored.items():
         name, origin = (base.family.name(block, suffix) for block in (index, parent))
-        if any(part.writes_residual for part in spec.parts):
+        if not whole and any(part.writes_residual for part in spec.parts):
             continue
         ours = grown.load(name)
         if differs(ours, base.source.load(origin).to(ours.dtype)):
             yield f"{name} differs from the base's {origin}, which it copies"
 
 
-def _new_blocks(problems: list[str], count: int, silenced: int, trained: int) -> Check:
+def _new_blocks(problems: list[str], count: int, told: str, silenced: int, trained: int) -> Check:
     """Say what new blocks are."""
-    detail = f"{count} blocks"
+    detail = f"{count} blocks{told}"
     detail += f", {trained} of them no longer what they were" if trained else ""
     detail += f", {silenced} tensors silent" if silenced else ""
     name = "new blocks trained and finite" if trained else "new blocks finite"
