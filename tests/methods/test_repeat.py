@@ -82,8 +82,10 @@ def test_by_default_it_is_solar_wherever_solar_is(depth):
         assert len(plan.new_blocks) == new
         if (depth - new) % 2 == 0:
             assert plan == methods.get("solar").place(PlacementRequest(depth, new))
-    assert len(plan_of(depth).new_blocks) == max(1, depth // 2)
-    assert len(plan_of(depth, times=3).new_blocks) == 3 * max(1, depth // 6)
+    assert plan_of(depth) == methods.get("solar").place(PlacementRequest(depth))
+    thrice = [block.below for block in plan_of(depth, times=3).inserts]
+    assert min(thrice) + max(thrice) == depth - 1
+    assert len(thrice) == 3 * len(set(thrice))
 
 
 @pytest.mark.parametrize(

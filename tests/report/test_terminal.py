@@ -90,7 +90,7 @@ def test_options_that_methods_share_stand_once():
     text = shown(method_table([methods.get(name) for name in methods.names()]))
     for method in map(methods.get, methods.names()):
         assert all(text.count(f"--set {name}=") == 1 for name in method.options.model_fields)
-    assert "--set output_scale=0.0 (1.0 in avg-deus, lesa)" in text
+    assert "--set output_scale=0.0 (1.0 in avg-deus, lesa, repeat)" in text
     assert "shared     by opt-deus, avg-deus\n" in "\n".join(map(str.rstrip, text.splitlines()))
 
 

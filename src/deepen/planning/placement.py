@@ -253,13 +253,9 @@ def overlapping_runs(request: PlacementRequest) -> Plan:
     if request.placement is not None or request.per_gap != 1:
         raise DeepenError("SOLAR places blocks by its own rule; leave out the placement.")
     new = request.new_layers
-    if new is None:
-        new = max(1, depth // 2)
-        new -= (depth - new) % 2
-        new = new or 2
-    if not 1 <= new <= depth:
+    if new is not None and not 1 <= new <= depth:
         raise DeepenError(f"SOLAR adds 1 to {depth} layers to {depth} blocks, not {new}.")
-    if (depth - new) % 2:
+    if new is not None and (depth - new) % 2:
         near = new - 1 if new > 1 else new + 1
         raise DeepenError(
             f"SOLAR cuts d = (L - N) / 2 blocks from each copy, which is not whole for "
@@ -273,7 +269,8 @@ def middle(depth: int, new_layers: int | None, times: int = 1) -> tuple[int, int
 
     Args:
         depth: Number of blocks of the base.
-        new_layers: Number of new blocks; by default half of the base's.
+        new_layers: Number of new blocks; by default half of the base's, or fewer where no such span
+            has as many blocks below it as above.
         times: How often the span is repeated.
 
     Returns:
@@ -282,8 +279,10 @@ def middle(depth: int, new_layers: int | None, times: int = 1) -> tuple[int, int
     Raises:
         DeepenError: There is no such span.
     """
-    wanted = times * max(1, depth // 2 // times) if new_layers is None else new_layers
-    length, rest = divmod(wanted, times)
+    if new_layers is None:
+        length = max(1, depth // 2 // times)
+        new_layers = times * (length - (depth - length) % 2 or 2)
+    length, rest = divmod(new_layers, times)
     if rest or not 1 <= length <= depth:
         raise DeepenError(
             f"No span of {depth} blocks makes {new_layers} new layers at times={times}; ask for a "
