@@ -71,6 +71,21 @@ def test_no_code_of_a_pickle_runs(capsys, trapped, tmp_path):
         code, _, err = run(capsys, *command)
         assert code == 2
         assert "holds more than weights" in err
+        assert "weights_only" not in err  # torch's own words end with how to run it
+
+
+def test_no_character_of_a_file_moves_the_cursor(capsys, llama, tmp_path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    weights = base / "model.safetensors"
+    content = weights.read_bytes()
+    for evil in ("\\u001b", "\\u202e", "\\u2028", "\\u0007"):
+        spoilt = content.replace(b'"dtype":"BF16"', f'"dtype":"{evil}"'.encode(), 1)
+        length = int.from_bytes(content[:8], "little") + len(spoilt) - len(content)
+        weights.write_bytes(length.to_bytes(8, "little") + spoilt[8:])
+        code, _, err = run(capsys, "plan", base)
+        assert code == 2
+        assert "unknown variant" in err
+        assert err.removesuffix("\n").isprintable()
 
 
 def test_no_code_beside_a_model_runs(capsys, trapped, tmp_path):

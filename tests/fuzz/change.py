@@ -1,85 +1,137 @@
-"""Spoil bytes, texts and trees, by seeds."""
+"""Spoil bytes, texts and trees: what hypothesis draws decides where and how.
+
+The first of every choice is the mildest, since a failure is shrunk towards it.
+"""
 
 import json
-from random import Random
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
+
+Kind = TypeVar("Kind")
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 99, 255, 10**6, 10**9, 2**31, 2**63, -(2**63), 10**20),
     *(0.0, -0.5, 1e-9, 1e18, 1e300, float("nan"), float("inf"), -float("inf"), 10**400),
-    *("", "0", "x", "auto", "../x", "/dev/zero", "a\0b", "ä\n[red]", "\ud800", "9" * 5000, " " * 9),
+    *("", "0", "x", "auto", "../x", "/dev/zero", "a\0b", "ä\n[red]", "\ud800", "\x1b[2J\r\u202e"),
+    *("9" * 5000, " " * 9, "x" * 5000, "\u2028"),
     *([], {}, [[]], {"a": {}}, ["x"], [1, 2, 3], [None], {"": None}, [0] * 6, ["full_attention"]),
 )
 """What no field expects, and what some do."""
+_WORDS = st.text("aZ01 .,-_~:;#&*%$@\"'`\\{}[]()<>|\n\t\0\x85é中\u202e\ufeff😀", max_size=8)
+"""Texts of signs that mean something somewhere, but no path out of the folder at hand."""
+ANYTHING: st.SearchStrategy[Any] = st.sampled_from(NASTY) | st.recursive(
+    st.integers() | st.floats() | _WORDS | st.sampled_from(NASTY),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_WORDS, inner),
+    max_leaves=6,
+)
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 
 
-def spoilt_bytes(random: Random, content: bytes, within: int = 2**30) -> bytes:
+def one(data: DataObject, of: Sequence[Kind]) -> Kind:
+    """Choose one of several."""
+    return data.draw(st.sampled_from(of))
+
+
+def chance(data: DataObject, percent: int) -> bool:
+    """Say yes so often."""
+    return data.draw(st.integers(0, 99)) >= 100 - percent
+
+
+def spoilt_bytes(data: DataObject, content: bytes, within: int = 2**30) -> bytes:
     """Flip, cut, repeat or put in bytes near the beginning."""
-    content, last = bytearray(content), min(within, len(content)) - 1
-    for _ in range(random.choice((1, 1, 2, 8))):
-        place = random.randint(0, last)
-        how = random.randrange(5)
-        if how == 0:
-            content[place] ^= 1 << random.randrange(8)
-        elif how == 1:
-            content[place] = random.randrange(256)
-        elif how == 2:
-            del content[place : place + random.choice((1, 7, 2**20))]
-        elif how == 3:
-            content[place:place] = random.randbytes(random.choice((1, 8, 100)))
-        else:
-            content[place:place] = content[: random.choice((1, 8, 100))]
-        last = min(last, len(content) - 1)
-        if last < 0:
+    spoilt = bytearray(content)
+    for _ in range(one(data, (1, 1, 2, 8))):
+        if not spoilt:
             break
-    return bytes(content)
+        place = data.draw(st.integers(0, min(within, len(spoilt)) - 1))
+        how = one(data, ("flip", "set", "cut", "put", "repeat"))
+        if how == "flip":
+            spoilt[place] ^= 1 << data.draw(st.integers(0, 7))
+        elif how == "set":
+            spoilt[place] = data.draw(st.integers(0, 255))
+        elif how == "cut":
+            del spoilt[place : place + one(data, (1, 7, 2**20))]
+        elif how == "put":
+            spoilt[place:place] = data.draw(st.binary(min_size=1, max_size=100))
+        else:
+            spoilt[place:place] = spoilt[: one(data, (1, 8, 100))]
+    return bytes(spoilt)
 
 
-def spoilt_tree(random: Random, tree: Any, changes: int = 1) -> Any:
+def spoilt_tree(data: DataObject, tree: Any, changes: int = 1) -> Any:
     """Replace, drop, double or rename something in a tree of JSON; the tree itself is left."""
     tree = json.loads(json.dumps(tree))
     for _ in range(changes):
-        place = tree
-        while isinstance(place, dict | list) and place:
-            keys = list(place) if isinstance(place, dict) else range(len(place))
-            key = random.choice(keys)
-            inner = place[key]
-            if isinstance(inner, dict | list) and inner and random.random() < 0.75:
-                place = inner
-                continue
-            _spoil(random, place, key)
+        if not tree:
             break
+        if chance(data, 50):
+            _spoil(data, *one(data, list(_places(tree))))
+            continue
+        place = tree
+        while True:  # to the entries of a short list as often as to those of a long one
+            key = one(data, list(place) if isinstance(place, dict) else range(len(place)))
+            if not _holds(place[key]) or chance(data, 25):
+                break
+            place = place[key]
+        _spoil(data, place, key)
     return tree
 
 
-def _spoil(random: Random, place: Any, key: Any) -> None:
+def _holds(value: Any) -> bool:
+    """Whether there is something inside."""
+    return isinstance(value, dict | list) and bool(value)
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield everything that holds something, with each of its keys."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if _holds(tree[key]):
+            yield from _places(tree[key])
+
+
+def _like(value: Any) -> st.SearchStrategy[Any]:
+    """Say what is of a value's own type, so that not all are refused for that."""
+    if isinstance(value, bool):
+        return st.just(not value)
+    if isinstance(value, int | float):
+        near = st.integers(0, 8) | st.sampled_from((0.0, 0.1, 0.5, 0.99, 1e-5, 1e3, -1, 64))
+        return near | st.integers() | st.floats()
+    if isinstance(value, str):
+        return st.sampled_from([text for text in NASTY if isinstance(text, str)]) | _WORDS
+    return ANYTHING
+
+
+def _spoil(data: DataObject, place: Any, key: Any) -> None:
     """Change one entry."""
-    how, value = random.randrange(10), place[key]
-    if how == 0:
+    value = place[key]
+    how = one(data, ("like",) * 8 + ("replace",) * 4 + ("drop", "rename", "move", "repeat"))
+    if how == "drop":
         del place[key]
-    elif how == 1 and isinstance(place, list):
+    elif how == "rename" and isinstance(place, list):
         place.insert(key, value)
-    elif how == 1:
+    elif how == "rename":
         place[f"{key}s"] = place.pop(key)
-    elif how == 2 and isinstance(value, int | float):
-        place[key] = value + random.choice((-1, 1, 0.5, 10**6, -(10**6)))
-    elif how == 3:
-        place[key] = [value] * random.choice((1, 3, 1000))
+    elif how == "move" and isinstance(value, int | float):
+        place[key] = value + one(data, (1, -1, 0.5, 10**6, -(10**6)))
+    elif how == "repeat":
+        place[key] = [value] * one(data, (1, 3, 1000))
     else:
-        place[key] = random.choice(NASTY)
+        place[key] = data.draw(_like(value) if how == "like" else ANYTHING)
 
 
-def as_json(random: Random, tree: Any) -> bytes:
+def as_json(data: DataObject, tree: Any) -> bytes:
     """Write a tree as JSON, now and then in a form that readers do not expect."""
     text = json.dumps(tree)
-    how = random.randrange(12)
-    if how == 0:
+    how = one(data, ("plain",) * 20 + ("marked", "utf-16", "spoilt", "deep"))
+    if how == "utf-16":
         return text.encode("utf-16")
-    if how == 1:
+    if how == "marked":
         return b"\xef\xbb\xbf" + text.encode()
-    if how == 2:
-        return spoilt_bytes(random, text.encode())
-    if how == 3:
-        return text.replace("{", '{"deep": ' + random.choice(("[" * 9999, DEEP)) + ",", 1).encode()
+    if how == "spoilt":
+        return spoilt_bytes(data, text.encode())
+    if how == "deep":
+        return text.replace("{", '{"deep": ' + one(data, ("[" * 9999, DEEP)) + ",", 1).encode()
     return text.encode()

@@ -18,6 +18,7 @@ from deepen.base.checkpoint import FolderSource
 from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.growth.manifest import read_manifest
+from deepen.growth.widen import widen
 from deepen.packs.pack import open_pack
 from runs import trained
 
@@ -106,6 +107,18 @@ def test_growths_come_off_one_by_one_or_all(llama: Path, grown: Path, tmp_path: 
     deepen.pack(tmp_path / "twice", tmp_path / "pack")
     deepen.attach(llama, tmp_path / "pack", tmp_path / "again")
     assert tiny.read(tmp_path / "again") == tiny.read(tmp_path / "twice")
+
+
+def test_a_card_that_is_not_utf8_comes_back_as_it_was(llama: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(llama, tmp_path / "base")
+    (base / "README.md").write_bytes(b"---\nlicense: mit\n---\nCaf\xe9\n")
+    deepen.grow(base, tmp_path / "once", method="llama-pro", new_layers=1)
+    assert deepen.verify(base, tmp_path / "once", sequences=1, length=4).passed
+    deepen.grow(tmp_path / "once", tmp_path / "twice", method="llama-pro", new_layers=1)
+    deepen.shrink(tmp_path / "twice", tmp_path / "again")
+    assert tiny.read(tmp_path / "again") == tiny.read(base)
+    widen(base, tmp_path / "wide", 2)
+    assert "license: mit" in (tmp_path / "wide/README.md").read_text(encoding="utf-8")
 
 
 def test_bin_weights_come_back_as_the_same_tensors(llama: Path, tmp_path: Path) -> None:

@@ -140,7 +140,12 @@ def _misused(error: TyperException) -> tuple[str, int]:
 
 
 def _fail(sentence: str, code: int) -> None:
-    """Print one sentence to stderr and exit."""
+    """Print one sentence to stderr and exit.
+
+    What a file holds may stand in it, by a library's words: no character of that moves the cursor,
+    begins a line or stops the printing.
+    """
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(sentence, err=True)
+    typer.echo(shown, err=True)
     sys.exit(code)

@@ -9,8 +9,6 @@ times it holds the earlier one.
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import is_own
 from deepen.base.weights.raw import read_header
@@ -86,16 +84,18 @@ def read_base_files(folder: Path, growths: int) -> BaseFiles | None:
         DeepenError: The file is damaged.
     """
     file = folder / BASE_FILES
-    text = file.read_text(encoding="utf-8") if file.is_file() else None
+    text = file.read_bytes() if file.is_file() else None
     kept = None
     for _ in range(growths):
         if text is None:
             return None
         try:
-            kept = BaseFiles.model_validate_json(text)
-        except ValidationError:
+            # pydantic's own reader of JSON refuses lone surrogates.
+            kept = BaseFiles.model_validate(json.loads(text))
+        except (ValueError, RecursionError):  # a ValidationError is one
             raise DeepenError(
                 f"{str(file)!r} is damaged; copy the one of the grown checkpoint beside it."
             ) from None
-        text = kept.texts.get(BASE_FILES)
+        earlier = kept.texts.get(BASE_FILES)
+        text = None if earlier is None else earlier.encode(errors="surrogateescape")
     return kept

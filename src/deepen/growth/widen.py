@@ -29,6 +29,7 @@ from deepen.base.streamed import missing_and_extra
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.seeds import generator_for
+from deepen.growth.card import read_card
 from deepen.growth.side_files import copy_side_files, tell
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
@@ -215,8 +216,8 @@ def _write_side_files(
     copy_side_files(source.folder, folder)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    card = source.folder / "README.md"
-    before = card.read_text(encoding="utf-8").rstrip() + "\n\n" if card.is_file() else ""
+    card = read_card(source.folder).rstrip()
+    before = f"{card}\n\n" if card else ""
     section = (
         f"## Wider FFNs\n\nEvery FFN of {record.base.name} was given {record.neurons:,} neurons "
         f"behind its own and has {record.width:,} now. Their outputs are zero: until they are "

@@ -115,7 +115,7 @@ class Plan:
             DeepenError: It is not such a list.
         """
         try:
-            parsed = tuple(Keep(b) if isinstance(b, int) else _insert(*b) for b in blocks)
+            parsed = tuple(Keep(b) if isinstance(b, int) else _insert(b) for b in blocks)
             return cls(sum(isinstance(block, Keep) for block in parsed), parsed)
         except (TypeError, ValueError) as error:
             raise DeepenError(
@@ -124,12 +124,15 @@ class Plan:
             ) from None
 
 
-def _insert(below: float, above: float, t: float) -> Insert:
+def _insert(block: Sequence[float]) -> Insert:
     """Read a new block.
 
     Raises:
-        ValueError: A parent is no whole number.
+        ValueError: It is not two whole numbers and one between 0 and 1.
     """
+    if len(block) != 3:
+        raise ValueError(f"a new block is [below, above, t], and one has {len(block)} entries")
+    below, above, t = block
     if not (float(below).is_integer() and float(above).is_integer()):
         raise ValueError(f"[{below}, {above}, {t}] names no blocks")
     return Insert(int(below), int(above), float(t))

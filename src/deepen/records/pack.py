@@ -21,6 +21,16 @@ def _inside(name: str) -> str:
     return name
 
 
+def _writable(text: str) -> str:
+    """Refuse a text that is no file's bytes.
+
+    Raises:
+        ValueError: It is one.
+    """
+    text.encode(errors="surrogateescape")
+    return text
+
+
 Inside = Annotated[str, AfterValidator(_inside)]
 """Path of a file inside a checkpoint's folder."""
 
@@ -30,7 +40,7 @@ class BaseFiles(Record):
 
     format: Literal[1] = 1
     """Version of this schema."""
-    texts: dict[Inside, str]
+    texts: dict[Inside, Annotated[str, AfterValidator(_writable)]]
     """Text files that growing writes anew, or not at all: config.json, the card, the index."""
     weights: dict[Inside, str]
     """Weight file → its safetensors header, which says where every tensor stands in it."""

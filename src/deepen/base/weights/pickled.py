@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from deepen.common.errors import DeepenError
@@ -28,10 +29,12 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         except RuntimeError:  # written by torch < 1.6: not a zip file, so it cannot be mapped
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of torch's reader
-        reason = " ".join((str(error).splitlines() or [""])[0].split())[:200]
+        # What torch says first of a pickle that it refuses is how to read it all the same.
+        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        reason = said[-2 if isinstance(error, UnpicklingError) and len(said) > 2 else 0][:200]
         raise DeepenError(
             f"{str(file)!r} is damaged or holds more than weights "
-            f"({reason or type(error).__name__}); fetch it again."
+            f"({reason.rstrip('.') or type(error).__name__}); fetch it again."
         ) from None
     if not isinstance(content, Mapping):
         raise DeepenError(
