@@ -43,6 +43,9 @@ def test_a_model_grows_in_width_instead(capsys, llama, tmp_path):
     budget, record = 2 * base.parameters_of(0), json.loads(out)
     each = record["new_parameters"] // record["neurons"]
     assert budget - each < record["new_parameters"] <= budget
+    code, _, err = run(capsys, "widen", llama, tmp_path / "none", "--neurons", "3", "--device", "x")
+    assert (code, "not to be had here" in err) == (2, True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["as", "wider"]
     for wrong in ([], ["--neurons", "3", "--as-new-layers", "2"]):
         code, _, err = run(capsys, "widen", llama, tmp_path / "none", *wrong)
         assert (code, err) == (

@@ -86,6 +86,12 @@ def test_no_character_of_a_file_moves_the_cursor(capsys, llama, tmp_path):
         assert code == 2
         assert "unknown variant" in err
         assert err.removesuffix("\n").isprintable()
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "9" * 50_000}))
+    code, _, err = run(capsys, "plan", base)
+    assert code == 2
+    assert len(err) < 5000
+    assert err.endswith(".\n")
 
 
 def test_no_code_beside_a_model_runs(capsys, trapped, tmp_path):

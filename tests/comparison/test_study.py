@@ -8,6 +8,7 @@ import yaml
 from deepen import methods
 from deepen.common.errors import DeepenError
 from deepen.comparison.arm import NOT_GROWN, Arm
+from deepen.comparison.settle import check_texts
 from deepen.comparison.study import Study, checked, difference, load_study
 from deepen.records.growth import GrowRequest
 
@@ -202,3 +203,8 @@ def test_what_two_studies_do_not_share():
     assert difference(first, other) == "training.batch_size"
     relabelled = [{"method": "opt-deus", "label": "solar"}]
     assert difference(first, study(arms=relabelled).model_dump(mode="json")) == "arms (solar)"
+
+
+def test_arms_that_would_be_scored_on_nothing_are_refused_at_once():
+    with pytest.raises(DeepenError, match="scores its arms on nothing"):
+        check_texts(study(evaluation={}))

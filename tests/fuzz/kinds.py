@@ -150,7 +150,7 @@ def side_files(data: DataObject, folder: Path, copy: Copy) -> list[Command]:
     file.write_bytes(sound if chance(data, 30) else spoilt_bytes(data, sound))
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE | {"model": "out"}))
     deeper = [*use(base), ["train", "cpt", "recipe.yaml"], ["shrink", "out", "again"]]
-    return one(data, (deeper, deeper, [["widen", "base", "wide", "--neurons", "2"]]))
+    return one(data, (use(base), deeper, [["widen", "base", "wide", "--neurons", "2"]]))
 
 
 def pickles(data: DataObject, folder: Path, copy: Copy) -> list[Command]:

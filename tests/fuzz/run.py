@@ -151,20 +151,18 @@ def _use(command: Command, place: Path, *, first: bool) -> tuple[int, str | None
         with watched():
             code, out, err = run(command)
     except TooLongError:
-        begun = any(place.glob("here/*/recipe.yaml")) or any(place.glob("here/*/study.yaml"))
-        return 0, None if begun else f"took more than {MOST_SECONDS:g} s"
+        return 0, None if _begun(command, place) else f"took more than {MOST_SECONDS:g} s"
     except BaseException as error:  # whatever escapes is what is looked for
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         where = " ← ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
         return 1, f"raised {type(error).__name__}: {str(error)[:200]} ({where})"
     if code == 2:
-        # A study keeps the arms that were finished before one was refused.
-        if _there(place) != before and "finished arms are kept" not in err:
+        if _there(place) != before and not _begun(command, place):
             return 2, f"left something behind: {err[:300]!r}"
         # What was grown must verify, unless the base itself runs nowhere, which only running shows.
         if command[0] == "verify" and not first and "transformers cannot run" not in err:
             return 2, f"refuses what was accepted: {err[:300]!r}"
-        return 2, _no_sentence(command, err)
+        return 2, _no_sentence(err)
     taken = peak_resident_bytes() - held
     if taken > MOST_BYTES and command[0] not in _WORKS:
         return code, f"took {taken:,} bytes"
@@ -174,12 +172,17 @@ def _use(command: Command, place: Path, *, first: bool) -> tuple[int, str | None
     return (0, None) if code == 0 or denied else (code, f"ended with {code}: {failed[:500]!r}")
 
 
-def _no_sentence(command: Command, err: str) -> str | None:
+def _no_sentence(err: str) -> str | None:
     """Say what is wrong with a refusal's words."""
-    longest = 1000 + max(map(len, command))  # what was given may be shown again
     words = err.removesuffix("\n")
-    sentence = words.startswith("error: ") and words.isprintable() and len(words) < longest
+    sentence = words.startswith("error: ") and words.isprintable() and len(words) < 5000
     return None if sentence else f"said {err[:300]!r}"
+
+
+def _begun(command: Command, place: Path) -> bool:
+    """Whether a training or a study was found sound and begun; what it has then done is kept."""
+    noted = [*place.rglob("*/recipe.yaml"), *place.rglob("*/study.yaml")]
+    return command[0] in _WORKS and any(file.parent.name != "here" for file in noted)
 
 
 def _there(folder: Path) -> dict[str, tuple[int, int]]:

@@ -121,6 +121,18 @@ def test_a_card_that_is_not_utf8_comes_back_as_it_was(llama: Path, tmp_path: Pat
     assert "license: mit" in (tmp_path / "wide/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "header", ["", "[1]", '{"a": {}}', '{"a": 1}', '{"a": {"data_offsets": 1}}']
+)
+def test_a_header_that_is_none_is_one_sentence(grown: Path, tmp_path: Path, header: str) -> None:
+    spoilt = shutil.copytree(grown, tmp_path / "grown")
+    kept = json.loads((spoilt / "deepen-base.json").read_text())
+    kept["weights"]["model.safetensors"] = header
+    (spoilt / "deepen-base.json").write_text(json.dumps(kept))
+    for call in (deepen.shrink, deepen.pack):
+        assert "deepen-base.json' is damaged" in refused(call, spoilt, tmp_path / "out")
+
+
 def test_bin_weights_come_back_as_the_same_tensors(llama: Path, tmp_path: Path) -> None:
     base = shutil.copytree(llama, tmp_path / "base")
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")

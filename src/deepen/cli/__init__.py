@@ -48,6 +48,8 @@ app.command()(training.compare)
 app.command()(training.report)
 app.command()(training.demo)
 
+_LONGEST = 4000
+"""Characters of a sentence; more than those of the longest path are cut from its middle."""
 _GO_ON = ("train", "compare", "demo")
 """Commands that go on by themselves when they are given again."""
 _COMPUTING = ("--alignment", "--calibration", "--peft", PREFIX)
@@ -143,9 +145,11 @@ def _fail(sentence: str, code: int) -> None:
     """Print one sentence to stderr and exit.
 
     What a file holds may stand in it, by a library's words: no character of that moves the cursor,
-    begins a line or stops the printing.
+    begins a line or stops the printing, and a name of megabytes is not shown whole.
     """
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    if len(shown) > _LONGEST:
+        shown = f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(shown, err=True)
     sys.exit(code)

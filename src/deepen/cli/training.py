@@ -175,12 +175,10 @@ def report(
     from deepen.report import report as run
     from deepen.report.studies import pooled_pairs, write_csv
 
+    pooled = pooled_pairs(folders, pairs or []) if len(folders) > 1 or pairs else None
     if csv is not None:
         write_csv(folders, csv)
-    if len(folders) > 1 or pairs:
-        typer.echo(pooled_pairs(folders, pairs or []))
-    else:
-        typer.echo(run(folders[0]))
+    typer.echo(run(folders[0]) if pooled is None else pooled)
 
 
 def demo(

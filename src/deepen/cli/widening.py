@@ -49,6 +49,7 @@ def widen(
 ) -> None:
     """Grow in width instead: more neurons in every FFN, the function kept."""
     from deepen.base.model import open_model
+    from deepen.common import device as devices
     from deepen.growth.widen import widen as run
     from deepen.planning.partial import wider_neurons
     from deepen.report import terminal
@@ -59,6 +60,7 @@ def widen(
     if neurons is None:
         base = open_model(model, revision)
         neurons = wider_neurons(base, (as_new_layers or 0) * base.parameters_of(0))
+    devices.choose(device)  # before anything is written
     with terminal.progress_bar() as progress:
         record = run(
             model,

@@ -112,9 +112,14 @@ def check_texts(study: Study) -> None:
     """Read the beginning of every text that arms are scored on, before anything is trained.
 
     Raises:
-        DeepenError: A text is missing or damaged, or is a chat that the base has no template for.
+        DeepenError: A text is missing or damaged, or is a chat that the base has no template for;
+            or arms would be scored on nothing.
     """
     files = [file for file, _ in study.evaluation.texts]
+    if not files and not study.evaluation.sides_of_tasks:
+        raise DeepenError(
+            "The study scores its arms on nothing; name a text or a task under evaluation."
+        )
     if files:
         tokenizer = tokenizer_of(open_checkpoint(study.base))
         length = study.evaluation.sequence_length or LONGEST_DEFAULT

@@ -14,7 +14,7 @@ from deepen.base.folder import is_own
 from deepen.base.weights.raw import read_header
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
-from deepen.growth.write import INDEX, Shard
+from deepen.growth.write import INDEX, Shard, layout_of
 from deepen.records.pack import BaseFiles
 
 BASE_FILES = "deepen-base.json"
@@ -92,7 +92,9 @@ def read_base_files(folder: Path, growths: int) -> BaseFiles | None:
         try:
             # pydantic's own reader of JSON refuses lone surrogates.
             kept = BaseFiles.model_validate(json.loads(text))
-        except (ValueError, RecursionError):  # a ValidationError is one
+            for header in kept.weights.values():
+                layout_of(header)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise DeepenError(
                 f"{str(file)!r} is damaged; copy the one of the grown checkpoint beside it."
             ) from None
