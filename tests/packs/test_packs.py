@@ -122,6 +122,18 @@ def test_a_card_that_is_not_utf8_comes_back_as_it_was(llama: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    "spoilt", [{"plan": []}, {"plan": [0, [0, 0, 0.5]]}, {"weights": {"model.safetensors": "{}"}}]
+)
+def test_a_pack_of_other_tensors_than_its_plan_makes_is_refused(
+    llama: Path, pack: Path, tmp_path: Path, spoilt: dict[str, Any]
+) -> None:
+    other = shutil.copytree(pack, tmp_path / "pack")
+    record = json.loads((other / "pack.json").read_text())
+    (other / "pack.json").write_text(json.dumps(record | spoilt))
+    assert "other tensors than its plan" in refused(deepen.attach, llama, other, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     "header", ["", "[1]", '{"a": {}}', '{"a": 1}', '{"a": {"data_offsets": 1}}']
 )
 def test_a_header_that_is_none_is_one_sentence(grown: Path, tmp_path: Path, header: str) -> None:

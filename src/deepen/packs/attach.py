@@ -1,11 +1,12 @@
 """Put new blocks back on their base: the grown checkpoint again, byte for byte."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from deepen.base.checkpoint import FolderSource
+from deepen.base.checkpoint import DTYPES, FolderSource, TensorInfo
 from deepen.base.model import Model, open_model
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
@@ -13,7 +14,7 @@ from deepen.common.progress import Progress, silent
 from deepen.growth.base_files import relative_files
 from deepen.growth.fuse import origins
 from deepen.growth.staging import check_out, staged
-from deepen.growth.write import write_file
+from deepen.growth.write import layout_of, write_file
 from deepen.packs.pack import FILES, Pack, open_pack
 from deepen.records.pack import AssemblyRecord
 
@@ -47,6 +48,7 @@ def attach(
     for folder in (source.folder, parts.folder):
         check_out(out, folder, overwrite=overwrite)
     parts.check_fits(source)
+    _check_layout(model, parts)
     same, needed = {"attach": parts.name}, record.grown_weight_bytes
     with staged(out, same, needed, resume=False, overwrite=overwrite) as folder:
         _write_weights(model, parts, folder, progress)
@@ -61,6 +63,27 @@ def attach(
         proof=f"{len(record.files) - len(notes)} files have the SHA-256 of the grown checkpoint's",
         notes=notes,
     )
+
+
+def _check_layout(base: Model, parts: Pack) -> None:
+    """Hold the weight files that a pack describes to what its plan makes of the base.
+
+    Raises:
+        DeepenError: They are of other tensors.
+    """
+    laid: dict[str, TensorInfo] = {}
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        for header in parts.record.weights.values():
+            laid |= layout_of(header)
+    fits = parts.plan.base_depth == base.depth
+    names, infos = origins(base, parts.plan) if fits else {}, base.source.infos
+    expected = {n: (parts.infos.get(n) or infos[names[n]]).shape for n in names}
+    stored = all(info.dtype in DTYPES for info in laid.values())  # training may have changed it
+    if not fits or not stored or {n: info.shape for n, info in laid.items()} != expected:
+        raise DeepenError(
+            f"The pack {parts.name!r} describes other tensors than its plan makes of the base "
+            f"(plan or weights in pack.json); fetch the pack again."
+        )
 
 
 def _write_weights(base: Model, parts: Pack, folder: Path, progress: Progress) -> None:
@@ -85,7 +108,7 @@ def _bring_files(base: Path, parts: Pack, folder: Path) -> list[str]:
             notes.append(f"{name} is missing in the base, and so here.")
             continue
         _copy(base / name, folder / name)
-        if digest_of(folder / name) != parts.record.files[name]:
+        if digest_of(folder / name) != parts.record.files.get(name):
             notes.append(f"{name} of the base is not the one that was there when it was grown.")
     own = parts.folder / FILES
     for name in relative_files(own):
