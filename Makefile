@@ -4,7 +4,7 @@ PYTHON ?= python3
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 
-.PHONY: demo demo-fast test test-slow test-faults fuzz check bench survey clean
+.PHONY: demo demo-fast test test-slow test-faults test-lowest test-highest fuzz audit check bench survey clean
 
 demo: .venv/ready
 	$(BIN)/deepen demo
@@ -22,6 +22,30 @@ test-slow: .venv/ready
 # Kills, full disks, second runs: their counts go into docs/reliability.md.
 test-faults: .venv/ready
 	DEEPEN_TALLY=1 $(BIN)/python -m pytest -m faults
+
+# The tests against the lowest versions that pyproject.toml admits, and the highest; warnings of
+# libraries that are older than others beside them are none of ours. TORCH is the one build that is
+# not chosen: as it is spelled, and so that no gigabytes of CUDA come, the CPU's.
+TORCH ?= 2.13.0
+TESTS ?= tests
+test-lowest test-highest: test-%: .venv-%/ready
+	.venv-$*/bin/python -m pytest -m "not slow and not faults" -W ignore::DeprecationWarning \
+	  -n logical --maxprocesses 8 --dist loadfile $(TESTS)
+
+.venv-lowest/ready: RESOLUTION := lowest-direct
+.venv-highest/ready: RESOLUTION := highest
+.venv-lowest/ready .venv-highest/ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) \
+	  'torch==$(TORCH)' --editable '.[dev]'
+	touch $@
+
+# Known vulnerabilities in constraints.txt; it asks a service for them.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # Malformed inputs by the thousand, half an hour on two cores; ended, it goes on where it was.
 fuzz: .venv/ready
@@ -47,4 +71,4 @@ survey: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info

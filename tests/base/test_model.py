@@ -131,3 +131,11 @@ def test_an_entry_that_tells_of_other_blocks_is_refused(llama, tmp_path, changes
     for use in (open_model, deepen.inspect, lambda folder: deepen.plan(folder, new_layers=1)):
         with pytest.raises(DeepenError, match=sentence):
             use(out)
+
+
+def test_a_family_that_transformers_does_not_know_yet_needs_another_transformers(
+    llama, monkeypatch
+):
+    monkeypatch.delitem(CONFIG_MAPPING._mapping, "llama")
+    with pytest.raises(DeepenError, match=r"does not know the model_type of .* update it"):
+        open_model(llama)

@@ -1,13 +1,17 @@
 """Our writer against safetensors' own."""
 
+import hashlib
 import json
+from contextlib import closing
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from deepen.base.checkpoint import info_of
+from deepen.base.identity import tensor_digest
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.growth.write import INDEX, ShardWriter
 
 TENSORS = {
@@ -56,6 +60,49 @@ def test_shards_stay_under_the_limit_and_the_index_is_complete(tmp_path):
         loaded = load_file(tmp_path / file)
         assert len(loaded) == 1 or sum(t.nbytes for t in loaded.values()) <= 60
         assert all(torch.equal(t, TENSORS[name]) for name, t in loaded.items())
+
+
+@pytest.mark.parametrize("order", [list(TENSORS), list(TENSORS)[::-1], ["b", "c", "a", "d", "é"]])
+@pytest.mark.parametrize("size", [60, "5GB"])
+def test_what_is_written_is_hashed_as_it_passes(tmp_path, order, size):
+    """In any order: those of several dtypes do not come as they stand in the file."""
+    writer = ShardWriter(tmp_path, LAYOUT, size)
+    for name in order:
+        writer.write(name, TENSORS[name])
+    writer.finish()
+    assert sorted(writer.files) == sorted(f.name for f in tmp_path.glob("*.safetensors"))
+    for name, told in writer.files.items():
+        content = (tmp_path / name).read_bytes()
+        assert told.sha256 == hashlib.sha256(content).hexdigest()
+        assert told.size_bytes == len(content)
+    for name, told in writer.digests.items():
+        assert told == tensor_digest(TENSORS[name])
+
+
+def damaged_after(writer, file, order):
+    """Write tensors, of which the disk damages the first as soon as it holds it."""
+    for name in order[:2]:
+        writer.write(name, TENSORS[name])
+    raw, meant = bytearray(file.read_bytes()), TENSORS[order[0]].numpy().tobytes()
+    raw[raw.index(meant)] ^= 1
+    file.write_bytes(raw)
+    for name in order[2:]:
+        writer.write(name, TENSORS[name])
+
+
+def test_the_hash_is_of_what_was_meant_and_not_of_what_the_disk_returns(tmp_path):
+    (tmp_path / "sound").mkdir()
+    sound = write(tmp_path / "sound", "5GB")["model.safetensors"]
+    writer, file = ShardWriter(tmp_path, LAYOUT, "5GB"), tmp_path / "model.safetensors"
+    damaged_after(writer, file.with_name(file.name + ".part"), ["b", "c", "é", "a", "d"])
+    assert writer.files[file.name].sha256 == hashlib.sha256(sound).hexdigest() != digest_of(file)
+
+
+def test_what_must_be_read_back_and_is_not_what_was_written_is_told(tmp_path):
+    writer, file = ShardWriter(tmp_path, LAYOUT, "5GB"), tmp_path / "model.safetensors"
+    with pytest.raises(OSError, match="something else than was written"), closing(writer):
+        damaged_after(writer, file.with_name(file.name + ".part"), ["d", "b", "c", "é", "a"])
+    assert not file.exists()
 
 
 def test_an_unfinished_shard_does_not_have_its_name(tmp_path):

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import random
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -21,6 +23,18 @@ ARMS = ["trained on", "lora (replay=0.25)", "opt-deus"]
 ODD = (0, -1, 10**30, 1e-320, 1e308, "NaN", "Infinity", "-Infinity", None, True, [], {}, [[]])
 ODD += ("", "a|b", "<script>", "[/bold]", "\u2028", [0, 0, 0], {"a": "b"})
 EXAMPLES = 60
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+RAN, RUN = 'data-ran="1"', "document.documentElement.dataset.ran=1"
+WAYS = (
+    "<script>{run}</script>",
+    "</script></style></title></textarea><script>{run}</script>",
+    "<img src=x onerror={run}>",
+    '"><img src=x onerror={run}>',
+    "'><svg onload={run}>",
+    '" autofocus tabindex=1 onfocus={run} x="',
+    "--><script>{run}</script>",
+)
+"""What would run where a text is markup, inside a script or style, or inside an attribute."""
 
 
 def written():
@@ -125,18 +139,7 @@ def test_whatever_a_hand_edits_is_shown_or_refused_in_one_sentence(tmp_path, see
 
 def test_scripts_in_every_text_of_the_records_stay_text(tmp_path):
     script = "<script>alert(1)</script>"
-
-    def with_scripts(part, key=""):
-        if isinstance(part, dict):
-            return {
-                (script + k if key in NAMED else k): with_scripts(v, key if key == "roles" else k)
-                for k, v in part.items()
-            }
-        if isinstance(part, list):
-            return [with_scripts(entry, key) for entry in part]
-        return script + part if isinstance(part, str) and key not in WORDS else part
-
-    records, summary = (with_scripts(part) for part in written())
+    records, summary = (before_texts(script, part) for part in written())
     page = show(put(tmp_path / "study", records, summary))
     assert page.count("&lt;script&gt;") > 50
 
@@ -152,6 +155,52 @@ def test_scripts_in_every_text_of_the_records_stay_text(tmp_path):
     told = (tmp_path / "study/report.md").read_text(encoding="utf-8").partition("```yaml")[0]
     assert "&lt;script>" in told
     assert "<script>" not in told
+
+
+def before_texts(script, part, key=""):
+    """Put a script before every text of a record that is a name or a note."""
+    if isinstance(part, dict):
+        return {
+            (script + k if key in NAMED else k): before_texts(
+                script, v, key if key == "roles" else k
+            )
+            for k, v in part.items()
+        }
+    if isinstance(part, list):
+        return [before_texts(script, entry, key) for entry in part]
+    return script + part if isinstance(part, str) and key not in WORDS else part
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+@pytest.mark.parametrize("way", WAYS)
+def test_no_script_in_any_text_runs_in_a_browser(tmp_path, way):
+    """Nor in the name of the study's folder, if such a name can be one."""
+    script = way.format(run=RUN)
+    bare = tmp_path / "bare.html"
+    bare.write_text(f"<title>t</title><p title=\"{script}\">{script}</p><p title='{script}'>")
+    assert RAN in in_browser(bare)  # so that it would be seen
+    name = script if "/" not in script else "study"
+    records, summary = (before_texts(script, part) for part in written())
+    folder = put(tmp_path / name, records, summary)
+    show(folder)
+    page = in_browser(folder / "report.html")
+    assert page.count("dataset.ran") > 50
+    assert RAN not in page
+
+
+def in_browser(file):
+    """Return what a page is once its scripts have run."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=1000"]
+    ended = subprocess.run(
+        [*command, f"--user-data-dir={file.parent / 'profile'}", "--dump-dom", file.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "</html>" in ended.stdout, ended.stderr
+    return ended.stdout
 
 
 NAMED = {"roles", "rates", "fine_tuning_rates", "versions", "norm_ratios"}

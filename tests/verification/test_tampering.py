@@ -19,6 +19,7 @@ import shrink
 import tiny
 from cases import CASES
 from deepen.base.checkpoint import FolderSource
+from deepen.base.identity import tensor_digest
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.growth.base_files import BASE_FILES, MANIFEST
@@ -89,8 +90,9 @@ def forge(pair: Pair) -> None:
     """Write a manifest that fits what lies there."""
     made = read_manifest(pair.grown)
     names = made.new_tensors if made else []
-    there = FolderSource(pair.grown).infos
-    write_manifest(pair.grown, FolderSource(pair.base), [name for name in names if name in there])
+    grown = FolderSource(pair.grown)
+    new = {name: tensor_digest(grown.load(name)) for name in names if name in grown.infos}
+    write_manifest(pair.grown, FolderSource(pair.base), {}, new)
 
 
 def edit_json(file: Path, change: Callable[[Any], Any]) -> None:

@@ -21,7 +21,7 @@ from deepen.base.anatomy.towers import (
     with_text_section,
 )
 from deepen.base.checkpoint import Source, positions_of, transformers_config
-from deepen.base.folder import portable
+from deepen.base.folder import is_native, portable
 from deepen.base.hub import open_checkpoint
 from deepen.base.text import tokenizer_of
 from deepen.base.weights.values import magnitude
@@ -331,6 +331,11 @@ def _rejections(source: Source) -> Iterator[None]:
             yield
     except Exception as error:  # the config classes raise many types, all for a wrong config
         reason = " ".join(str(error).split())[:200]
+        if not is_native(source.config):
+            raise DeepenError(
+                f"The transformers that is installed does not know the model_type of {source.name} "
+                f"({reason}); update it."
+            ) from None
         raise DeepenError(
             f"transformers rejects config.json of {source.name} ({reason}); correct it."
         ) from None

@@ -83,10 +83,10 @@ def grow(
         same = {"step": record.step.model_dump(), "shard": str(max_shard_size), "base": before}
         again = {"resume": resume, "overwrite": overwrite, "resumable": True}
         with staged(out, same, record.weight_bytes, **again) as folder:
-            sha256 = _write_weights(growth, folder, max_shard_size, progress)
+            written = _write_weights(growth, folder, max_shard_size, progress)
             _check_unchanged(base.source, before)
-            record = _write_side_files(growth, base.source, folder, record, sha256)
-            manifest = _write_manifest(growth, base.source, folder)
+            record = _write_side_files(growth, base.source, folder, record, written)
+            manifest = _write_manifest(growth, base.source, folder, written)
     return record.model_copy(
         update={
             "out": str(out),
@@ -131,11 +131,11 @@ def grow_model(
 
 def _write_weights(
     growth: Growth, folder: Path, max_shard_size: int | str, progress: Progress
-) -> str:
+) -> ShardWriter:
     """Stream the grown model's tensors into shards.
 
     Returns:
-        The base's SHA-256, found as its tensors passed.
+        Who wrote them, with the digests of what passed.
     """
     layout = growth.layout
     total = sum(info.nbytes for info in layout.values())
@@ -147,8 +147,7 @@ def _write_weights(
             done += layout[name].nbytes
         writer.finish()
     progress(f"{growth.method.name}: writing", 1.0)
-    known = {origin: writer.digests[name] for name, origin in kept(growth).items()}
-    return sha256_of(growth.base.source, known)
+    return writer
 
 
 def _check_unchanged(source: FolderSource, before: list[list[str | int]]) -> None:
@@ -165,14 +164,15 @@ def _check_unchanged(source: FolderSource, before: list[list[str | int]]) -> Non
 
 
 def _write_side_files(
-    growth: Growth, source: FolderSource, folder: Path, record: GrowRecord, sha256: str
+    growth: Growth, source: FolderSource, folder: Path, record: GrowRecord, written: ShardWriter
 ) -> GrowRecord:
     """Write config.json and the model card; bring the tokenizer and everything else along.
 
     Returns:
         The record, the base's SHA-256 in it.
     """
-    lineage = lineage_of(growth, sha256)
+    known = {origin: written.digests[name] for name, origin in kept(growth).items()}
+    lineage = lineage_of(growth, sha256_of(source, known))
     config = config_of(growth, lineage)
     record = record.model_copy(update={"step": lineage.steps[-1]})
     copy_side_files(source.folder, folder)
@@ -186,12 +186,14 @@ def _write_side_files(
     return record
 
 
-def _write_manifest(growth: Growth, source: FolderSource, folder: Path) -> str:
-    """Read back what was written, and write what it is; return the SHA-256 of that."""
+def _write_manifest(
+    growth: Growth, source: FolderSource, folder: Path, written: ShardWriter
+) -> str:
+    """Read back how tensors lie, and write what was written; return the SHA-256 of that."""
     if FolderSource(folder).infos != growth.layout:
         raise RuntimeError(f"what was written to {folder} does not read back as planned")
     new = new_tensors(growth.base.family, growth.plan.new_blocks, growth.layout)
-    return write_manifest(folder, source, new)
+    return write_manifest(folder, source, written.files, {n: written.digests[n] for n in new})
 
 
 @contextmanager

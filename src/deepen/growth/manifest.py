@@ -4,35 +4,41 @@ config.json cannot tell whether it was edited, nor a new block whether it is the
 The manifest tells, and whoever keeps its own SHA-256 elsewhere can tell that of the manifest too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from deepen.base.checkpoint import FolderSource
-from deepen.base.identity import tensor_digest
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.growth.base_files import MANIFEST, relative_files
 from deepen.records.verification import FileDigest, Manifest
 
 
-def write_manifest(folder: Path, made_from: FolderSource, new_tensors: Iterable[str]) -> str:
+def write_manifest(
+    folder: Path,
+    made_from: FolderSource,
+    files: Mapping[str, FileDigest],
+    new_tensors: Mapping[str, str],
+) -> str:
     """Write the manifest, once everything else lies in the folder.
 
     Args:
         folder: The new checkpoint.
         made_from: What was grown or trained.
-        new_tensors: Names of the tensors that were made or trained.
+        files: What its weight files were meant to be: what the disk returns is not asked.
+        new_tensors: Tensor that was made or trained → SHA-256 of its bytes.
 
     Returns:
         The manifest's own SHA-256.
     """
-    written = FolderSource(folder)
     manifest = Manifest(
         made_from={file.name: _described(file) for file in made_from.weight_files},
-        files={name: _described(folder / name) for name in visible_files(folder)},
-        new_tensors={name: tensor_digest(written.load(name)) for name in sorted(new_tensors)},
+        files={
+            name: files.get(name) or _described(folder / name) for name in visible_files(folder)
+        },
+        new_tensors=dict(sorted(new_tensors.items())),
     )
     text = manifest.model_dump_json(indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")

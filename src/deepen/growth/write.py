@@ -3,8 +3,12 @@
 ``safetensors.save_file`` needs a whole shard in memory. The format is simple enough to do without:
 an 8-byte little-endian header length, a JSON header that gives each tensor's dtype, shape and byte
 range, then the bytes. All of that is known before the first tensor is made.
+
+What is written is hashed as it passes, so that a manifest tells what was meant to be written, and
+nothing is read again for it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,8 +25,10 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, TensorInfo, as_bytes, info_of
+from deepen.common.bounded import read_json
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
+from deepen.records.verification import FileDigest
 
 INDEX = "model.safetensors.index.json"
 _UNFINISHED = ".part"
@@ -55,6 +61,54 @@ class Shard:
         text += b" " * (-len(text) % 8)
         header = struct.pack("<Q", len(text)) + text
         return cls(header, {name: len(header) + start for name, start in starts.items()})
+
+
+class _Unfinished:
+    """A shard that is being written, and hashed as its bytes pass."""
+
+    def __init__(self, shard: Shard, stream: BufferedRandom) -> None:
+        """Write the header."""
+        self.stream = stream
+        self._shard, self._digest = shard, hashlib.sha256(shard.header)
+        self._ahead = list(shard.offsets)[::-1]  # what is not hashed yet, the next one last
+        self._early: dict[str, tuple[int, str]] = {}  # what of it is written: size and SHA-256
+        stream.write(shard.header)
+
+    def write(self, name: str, raw: memoryview, sha256: str) -> None:
+        """Write one tensor, given its SHA-256.
+
+        Mostly they come as they stand in the file. One that comes earlier is read back in its turn.
+
+        Raises:
+            OSError: It was not what had been written.
+        """
+        self.stream.seek(self._shard.offsets[name])
+        self.stream.write(raw)
+        if name != self._ahead[-1]:
+            self._early[name] = len(raw), sha256
+            return
+        self._digest.update(raw)
+        self._ahead.pop()
+        while self._ahead and self._ahead[-1] in self._early:
+            self._read_back(self._ahead.pop())
+
+    def _read_back(self, name: str) -> None:
+        """Hash what was written before its turn."""
+        size, sha256 = self._early.pop(name)
+        self.stream.seek(self._shard.offsets[name])
+        raw = self.stream.read(size)
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            reason = "the disk returns something else than was written"
+            raise OSError(errno.EIO, reason, self.stream.name)
+        self._digest.update(raw)
+
+    def finish(self) -> FileDigest:
+        """Bring the whole shard to the disk, and close it."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        size = os.fstat(self.stream.fileno()).st_size
+        self.stream.close()
+        return FileDigest(sha256=self._digest.hexdigest(), size_bytes=size)
 
 
 def layout_of(header: str) -> dict[str, TensorInfo]:
@@ -124,10 +178,12 @@ class ShardWriter:
             max_shard_size=size,
         )
         self._folder, self._layout = folder, layout
-        self._open: dict[str, tuple[Shard, BufferedRandom]] = {}
+        self._open: dict[str, _Unfinished] = {}
         self._written = written
         self.digests: dict[str, str] = {}
-        """Tensor name → SHA-256 of its bytes, of what is written; empty without ``written``."""
+        """Tensor name → SHA-256 of its bytes, of what is written."""
+        self.files: dict[str, FileDigest] = {}
+        """The finished shards."""
         self._missing = {
             file: set(names) for file, names in self._split.filename_to_tensors.items()
         }
@@ -143,15 +199,13 @@ class ShardWriter:
         if info_of(tensor, name) != self._layout[name]:
             raise ValueError(f"{name} is {info_of(tensor, name)}, laid out as {self._layout[name]}")
         file = self._split.tensor_to_filename[name]
-        shard, stream = self._open.get(file) or self._start(file)
+        shard = self._open.get(file) or self._start(file)
         raw = as_bytes(tensor).numpy().data
-        stream.seek(shard.offsets[name])
-        stream.write(raw)
-        if self._written is not None:
-            self.digests[name] = hashlib.sha256(raw).hexdigest()
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        shard.write(name, raw, self.digests[name])
         self._missing[file].remove(name)
         if not self._missing[file]:
-            self._finish(file, stream)
+            self._finish(file, shard)
 
     def finish(self) -> None:
         """Write the index, once every tensor has been written."""
@@ -167,22 +221,17 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close all files, finished or not."""
-        for _, stream in self._open.values():
-            stream.close()
+        for shard in self._open.values():
+            shard.stream.close()
 
-    def _start(self, file: str) -> tuple[Shard, BufferedRandom]:
-        """Open a shard under its unfinished name and write its header."""
-        shard = self._shard(file)
+    def _start(self, file: str) -> _Unfinished:
+        """Open a shard under its unfinished name."""
         stream = (self._folder / (file + _UNFINISHED)).open("w+b")
-        stream.write(shard.header)
-        self._open[file] = shard, stream
-        return shard, stream
+        return self._open.setdefault(file, _Unfinished(self._shard(file), stream))
 
-    def _finish(self, file: str, stream: BufferedRandom) -> None:
+    def _finish(self, file: str, shard: _Unfinished) -> None:
         """Bring a whole shard to disk under its final name."""
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()
+        self.files[file] = shard.finish()
         del self._open[file], self._missing[file]
         if self._written is not None:  # before the shard has its name, so that none is without
             write_whole(self._written, json.dumps(self.digests))
@@ -196,29 +245,34 @@ class ShardWriter:
     def _take_over(self, written: Path) -> None:
         """Keep the shards of a killed run that are as they were written, and nothing else."""
         try:
-            told = json.loads(written.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            told = read_json(written)
+        except DeepenError:
             told = {}
+        told = told if isinstance(told, dict) else {}
         for path in sorted(self._folder.iterdir()):
-            if path.name in self._missing and self._is_as_written(path, told):
+            if path.name in self._missing and (found := self._as_written(path, told)):
                 names = self._missing.pop(path.name)
                 self.digests |= {name: told[name] for name in names}
+                self.files[path.name] = found
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
-    def _is_as_written(self, file: Path, told: Mapping[str, str]) -> bool:
-        """Whether a shard has the header that it must have, and tensors as they were written."""
+    def _as_written(self, file: Path, told: Mapping[str, str]) -> FileDigest | None:
+        """Describe a shard with the header that it must have, and tensors as they were written."""
         if not stat.S_ISREG(file.lstat().st_mode):
-            return False
+            return None
         shard = self._shard(file.name)
         with file.open("rb") as stream:
             if stream.read(len(shard.header)) != shard.header:
-                return False
-            for name, offset in shard.offsets.items():
-                stream.seek(offset)
+                return None
+            digest = hashlib.sha256(shard.header)
+            for name in shard.offsets:  # one after the other, as they stand in the file
                 raw = stream.read(self._layout[name].nbytes)
                 if hashlib.sha256(raw).hexdigest() != told.get(name):
-                    return False
-            return not stream.read(1)
+                    return None
+                digest.update(raw)
+            if stream.read(1):
+                return None
+            return FileDigest(sha256=digest.hexdigest(), size_bytes=stream.tell())

@@ -90,10 +90,10 @@ def combine(
     names = [parts.name for parts in packs]
     needed = sum(info.nbytes for info in whole.infos.values())
     with staged(out, {"combine": names}, needed, resume=False, overwrite=overwrite) as folder:
-        _write_weights(model, combined, folder, max_shard_size, progress)
+        written = _write_weights(model, combined, folder, max_shard_size, progress)
         _write_side_files(source, folder, whole.config)
         card = combined_card(step, names, source.folder, auto_class(source).__name__)
-        _finish(model, combined, folder, card)
+        _finish(model, combined, folder, card, written)
     return AssemblyRecord(
         out=str(out),
         name=whole.name,
@@ -125,8 +125,8 @@ def _described(
 
 def _write_weights(
     base: Model, combined: Combined, folder: Path, max_shard_size: int | str, progress: Progress
-) -> None:
-    """Stream the combined model's tensors into shards."""
+) -> ShardWriter:
+    """Stream the combined model's tensors into shards; return who wrote them."""
     infos = layout(base, combined.plan)
     with closing(ShardWriter(folder, infos, max_shard_size)) as writer:
         for done, (name, tensor) in enumerate(_tensors(base, combined)):
@@ -134,6 +134,7 @@ def _write_weights(
             writer.write(name, tensor.to(DTYPES[infos[name].dtype]).contiguous())
         writer.finish()
     progress("combining", 1.0)
+    return writer
 
 
 def _write_side_files(base: FolderSource, folder: Path, config: Mapping[str, Any]) -> None:
@@ -144,12 +145,12 @@ def _write_side_files(base: FolderSource, folder: Path, config: Mapping[str, Any
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def _finish(base: Model, combined: Combined, folder: Path, card: str) -> None:
+def _finish(base: Model, combined: Combined, folder: Path, card: str, written: ShardWriter) -> None:
     """Write the card, and what was written."""
     assert isinstance(base.source, FolderSource)
     (folder / "README.md").write_text(card, encoding="utf-8")
     new = new_tensors(base.family, combined.plan.new_blocks, origins(base, combined.plan))
-    write_manifest(folder, base.source, new)
+    write_manifest(folder, base.source, written.files, {n: written.digests[n] for n in new})
 
 
 def _check_usable(parts: Pack, base: FolderSource) -> None:

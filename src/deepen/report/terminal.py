@@ -38,9 +38,10 @@ def progress_bar() -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True, markup=False, emoji=False)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    if not console.is_terminal:  # below rich 15 a bar that is disabled leaves a line all the same
+        yield lambda stage, share: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, tuple[TaskID, float]] = {}
 
         def report(stage: str, share: float) -> None:
@@ -62,9 +63,8 @@ def stack(depth: int, new_blocks: list[int]) -> Text:
     """Draw a stack from bottom to top, new blocks in brackets."""
     new, text = set(new_blocks), Text()
     for index in range(depth):
-        text.append(
-            f"[{index}]" if index in new else str(index), "bold green" if index in new else "dim"
-        )
+        shown, style = (f"[{index}]", "bold green") if index in new else (str(index), "dim")
+        text.append(shown, style)
         text.append(" " if index < depth - 1 else "")
     return text
 

@@ -84,7 +84,8 @@ def publish(
         lineage = lineage_after(model, trains, record, dtype)
         _write_side_files(source, folder, dtype, chat_template, record, lineage)
         new = new_tensors(model.family, lineage.new_blocks, layout)
-        write_manifest(folder, source, {*new, *changed})
+        digests = {name: writer.digests[name] for name in {*new, *changed}}
+        write_manifest(folder, source, writer.files, digests)
 
 
 def _after(

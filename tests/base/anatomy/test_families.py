@@ -35,6 +35,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("families")
     base, grown = folder / request.param, folder / "grown"
     model_type, settings = CASES[request.param]
+    if shrink.EARLIER and request.param == "doge-experts":
+        pytest.skip("its experts could not be run by earlier versions of transformers")
     shrink.model(model_type, **settings).save_pretrained(base)
     record = deepen.grow(base, grown, **STRUCTURED)
     assert record.depth > record.base_depth == shrink.BLOCKS

@@ -71,6 +71,7 @@ def test_jamba_grows_by_whole_periods(method, gap, tmp_path):
         deepen.grow(base, tmp_path / "no")
 
 
+@shrink.later
 def test_nemotron_keeps_its_pattern_and_what_stands_beside_the_stack(tmp_path):
     base = save(tmp_path / "base", "nemotron_h")
     edit(
@@ -100,6 +101,7 @@ def test_kimi_s_lists_of_blocks_count_from_one(tmp_path):
     }
 
 
+@shrink.later
 def test_olmo_s_convolutions_may_be_of_unequal_sizes(tmp_path):
     base = save(tmp_path / "base", "olmo_hybrid")
     tensors = load_file(base / "model.safetensors")
