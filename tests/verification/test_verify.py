@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import deepen
 import tiny
@@ -72,8 +73,8 @@ def config(change):
 @pytest.mark.parametrize("difference", [5e-324, float("nan")])
 def test_a_promised_function_is_the_base_s_to_the_last_bit(llama, grown, difference):
     claim = claim_of(open_model(llama), FolderSource(grown), trained=False)
-    assert verification._check_function(claim, 0.0, 0.0, 8, "tokens").passed
-    assert not verification._check_function(claim, difference, 0.0, 8, "tokens").passed
+    assert verification._check_function(claim, 0.0, 0.0, 0, 8, "tokens").passed
+    assert not verification._check_function(claim, difference, 0.0, 0, 8, "tokens").passed
 
 
 def test_another_base_is_found(llama, grown, tmp_path):
@@ -107,3 +108,27 @@ def test_a_text_of_one_s_own(llama, grown):
     assert deepen.verify(llama, grown, text="median of values", sequences=2, length=9).tokens == 18
     with pytest.raises(DeepenError, match="holds no tokens"):
         deepen.verify(llama, grown, text="")
+
+
+@pytest.mark.parametrize("method", ["avg-deus", "llama-pro"])
+def test_a_base_that_computes_no_numbers_is_told_and_no_fault_of_the_growth(
+    llama, tmp_path, method
+):
+    base = Path(shutil.copytree(llama, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    deepen.grow(base, tmp_path / "grown", method=method, new_layers=1)
+    record = deepen.verify(base, tmp_path / "grown", sequences=1, length=8)
+    assert record.passed, record
+    assert "the base's own logits are not finite at 8 of them" in record.checks[-1].detail
+
+
+def test_only_tokens_at_which_the_base_computes_numbers_are_compared():
+    sound, broken = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
+    broken[0, 1] = float("nan")
+    assert running.compared(broken, broken) == (0.0, 0.0, 1)
+    difference, moved, unsound = running.compared(sound, broken)
+    assert difference != difference
+    assert moved != moved
+    assert not unsound

@@ -24,24 +24,39 @@ _CACHES = ("past_key_values", "cache_params", "state")
 
 def run_both(
     base: Model, grown: Model, tokens: Tensor, device: torch.device, progress: Progress
-) -> tuple[float, float]:
-    """Return the largest difference of two models' logits, and KL(base ‖ grown) per token."""
+) -> tuple[float, float, int]:
+    """Compare two models' logits.
+
+    Returns:
+        The largest difference, KL(base ‖ grown) per token, and the number of tokens at which the
+        base's own are not finite.
+    """
     progress("running the base", 0.0)
     before = logits(base, tokens, device)
     progress("running the grown model", 0.5)
     after = logits(grown, tokens, device)
     progress("compared", 1.0)
+    return compared(before, after)
+
+
+def compared(before: Tensor, after: Tensor) -> tuple[float, float, int]:
+    """Compare logits ``[batch, length, vocabulary]`` of base and grown model; see ``run_both``."""
     # What is no number in both is no difference.
     same = (after == before) | (after.isnan() & before.isnan())
     difference = float((after - before).masked_fill(same, 0.0).abs().max())
-    return difference, kl_nats_per_token(before, after)
+    unsound = int((~before.isfinite().all(-1)).sum())
+    return difference, kl_nats_per_token(before, after), unsound
 
 
 def kl_nats_per_token(base_logits: Tensor, grown_logits: Tensor) -> float:
-    """Return the mean over tokens of KL(base ‖ grown) of logits ``[batch, length, vocabulary]``."""
+    """Return the mean over tokens of KL(base ‖ grown) of logits ``[batch, length, vocabulary]``.
+
+    Tokens at which the base itself computes NaN or Inf count as 0: nothing can be told there.
+    """
     total = 0.0
     for base, grown in zip(base_logits, grown_logits, strict=True):  # one sequence at a time
-        log_p, log_q = base.double().log_softmax(-1), grown.double().log_softmax(-1)
+        told = base.isfinite().all(-1)
+        log_p, log_q = (of[told].double().log_softmax(-1) for of in (base, grown))
         total += float((log_p.exp() * (log_p - log_q)).sum())
     return total / base_logits.shape[:-1].numel()
 

@@ -37,7 +37,7 @@ from deepen.verification.files import (
 from deepen.verification.images import image_logits
 from deepen.verification.running import (
     check_generates,
-    kl_nats_per_token,
+    compared,
     run_both,
     sample_tokens,
 )
@@ -90,8 +90,8 @@ def verify(
     tokens, how = sample_tokens(before, text, sequences, length)
     if claim.trainings:
         checks = [*checks, check_generates(before, whole, tokens, where)]
-    difference, moved = run_both(before, whole, tokens, where, progress)
-    function = _check_function(claim, difference, moved, tokens.numel(), how)
+    difference, moved, unsound = run_both(before, whole, tokens, where, progress)
+    function = _check_function(claim, difference, moved, unsound, tokens.numel(), how)
     images = _check_image(before, whole, claim, tokens, where)
     return record.model_copy(
         update={
@@ -353,9 +353,19 @@ def _check_loads(grown: Model) -> Check:
     return check_of("loads without custom code", problems, grown.family.model_type)
 
 
-def _check_function(claim: Claim, difference: float, moved: float, tokens: int, how: str) -> Check:
-    """Hold the logits to the method's promise; after training, say how far they moved."""
+def _check_function(
+    claim: Claim, difference: float, moved: float, unsound: int, tokens: int, how: str
+) -> Check:
+    """Hold the logits to the method's promise; after training, say how far they moved.
+
+    Where the base itself computes no numbers, a method that moves its function promises nothing.
+    """
     sample = f"{tokens} {how}"
+    if unsound:
+        sample += (
+            f"; the base's own logits are not finite at {unsound} of them, so nothing is told "
+            f"there: look for NaN, Inf or too large weights in the base"
+        )
     if claim.preserves_function and not claim.trainings:
         return Check(
             name="computes what the base computes",
@@ -380,6 +390,5 @@ def _check_image(
     except Exception as error:  # whatever transformers raises for an image that does not fit
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return [Check(name="not tried with an image", passed=True, detail=reason)]
-    difference, moved = float((after - before).abs().max()), kl_nats_per_token(before, after)
-    check = _check_function(claim, difference, moved, before.shape[1], "tokens")
+    check = _check_function(claim, *compared(before, after), before.shape[1], "tokens")
     return [check.model_copy(update={"name": f"{check.name}, with an image"})]
