@@ -98,5 +98,5 @@ def test_copies_have_no_two_parents_to_align(llama, tmp_path):
 
 
 def test_a_text_that_is_missing_is_named(llama, tmp_path):
-    with pytest.raises(DeepenError, match=r"calibration text .* cannot be read"):
+    with pytest.raises(DeepenError, match="cannot be read"):
         align(shutil.copytree(llama, tmp_path / "base"), calibration=tmp_path / "none.txt")

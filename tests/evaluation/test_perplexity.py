@@ -199,7 +199,7 @@ def test_long_texts_in_pieces_have_the_tokens_of_the_whole(
             "Line 2 of .* has no 'text' .it has content",
         ),
         ("row.jsonl", "[1]", "Line 1 of .* is not an object with columns"),
-        ("broken.jsonl", '{"text": "ab"', "Line 1 of .* is not JSON"),
+        ("broken.jsonl", '{"text": "ab"', "Line 1 of .* is not valid JSON"),
         ("number.jsonl", '{"text": 5}', "Line 1 of number.jsonl holds a number in 'text'"),
         ("latin.txt", "é".encode("latin-1") * 9, "latin.txt' is not readable UTF-8 text .*codec"),
     ],

@@ -18,6 +18,7 @@ from deepen.base.anatomy import BlockAnatomy, Role
 from deepen.base.memory import InMemory
 from deepen.base.model import Model
 from deepen.base.streamed import streamed
+from deepen.common.bounded import read_text
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.transport.correlation import Correlation, HeadCorrelation, StreamingCka
@@ -46,11 +47,7 @@ def read_tokens(
         DeepenError: The text cannot be read or is too short, or the model has no tokenizer.
     """
     tokenizer = model.tokenizer()
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepenError(f"The calibration text {str(text)!r} cannot be read ({error}).") from None
-    ids = tokenizer(content, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(read_text(text), add_special_tokens=False)["input_ids"]
     length = min(length, model.positions or length)
     sequences = min(sequences, len(ids) // length)
     if not sequences:

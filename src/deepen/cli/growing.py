@@ -22,7 +22,7 @@ from deepen.cli.options import (
     show,
     takes_request,
 )
-from deepen.common.errors import DeepenError
+from deepen.common.bounded import read_text
 from deepen.records.growth import GrowRequest
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def verify(
             grown,
             trained=trained,
             manifest=manifest,
-            text=_read_text(text),
+            text=read_text(text) if text else None,
             sequences=sequences,
             length=length,
             device=device,
@@ -143,14 +143,6 @@ def verify(
     show(record, as_json, terminal.verification)
     if not record.passed:
         raise typer.Exit(1)
-
-
-def _read_text(file: Path | None) -> str | None:
-    """Read the text to verify with."""
-    try:
-        return file.read_text(encoding="utf-8") if file else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepenError(f"The text {str(file)!r} cannot be read ({error}).") from None
 
 
 def inspect(

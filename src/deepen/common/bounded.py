@@ -59,6 +59,26 @@ def read_text(file: str | Path, most_bytes: int = MOST_BYTES) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def check_regular(file: Path) -> None:
+    """Refuse what is there and is no file, before it is opened: a pipe would be waited for.
+
+    Raises:
+        DeepenError: It is a folder, a pipe or a device.
+    """
+    if file.exists() and not file.is_file():
+        raise DeepenError(f"{str(file)!r} is no regular file; check the path.")
+
+
+def check_parts(text: str, name: str) -> None:
+    """Refuse JSON text that would become too many values, before it is read.
+
+    Raises:
+        DeepenError: It has more parts than are read.
+    """
+    if sum(map(text.count, ",[{")) >= MOST_PARTS:
+        raise DeepenError(f"{name} has more than {MOST_PARTS:,} parts; check what it is.")
+
+
 def read_json(file: str | Path) -> Any:  # noqa: ANN401 (whatever the JSON holds)
     """Read a JSON file.
 
@@ -79,8 +99,7 @@ def parse_json(text: str, name: str) -> Any:  # noqa: ANN401
         DeepenError: It is not JSON, is nested too deep, has too many parts or too long a number, or
             holds half of a surrogate pair, which no file can be written with.
     """
-    if sum(map(text.count, ",[{")) >= MOST_PARTS:
-        raise DeepenError(f"{name} has more than {MOST_PARTS:,} parts; check what it is.")
+    check_parts(text, name)
     try:
         content = json.loads(text, parse_int=_integer)
         if "\\u" in text:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
+from deepen.common.bounded import read_text
 from deepen.common.errors import DeepenError, DivergedError
 from deepen.common.files import make_folders, write_whole
 from deepen.common.progress import Progress
@@ -107,10 +108,10 @@ def _loss_at(
     run = Path(recipe.output)
     kept = run.with_name(f"{run.name}.txt")
     if kept.is_file():
-        text = kept.read_text(encoding="utf-8", errors="replace")
         try:
+            text = read_text(kept, most_bytes=100)
             return None if text == _DIVERGED else float(text)
-        except ValueError:
+        except (ValueError, DeepenError):
             raise DeepenError(f"{str(kept)!r} holds no loss; {REMEDY}.") from None
     try:
         trained = train(recipe, stage, progress=progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from deepen.common.bounded import check_parts, read_text
 from deepen.common.errors import DeepenError
 from deepen.records.record import parse, read_record
 from deepen.records.study import ArmRecord, Rates, StudySummary
@@ -26,7 +27,7 @@ def read_records(folder: Path) -> list[ArmRecord]:
         DeepenError: A line is not what this version writes, or an arm and seed stand there twice.
     """
     file = folder / RECORDS
-    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    lines = read_text(file).split("\n") if file.is_file() else []
     records = [parse(ArmRecord, line, file, _REMEDY) for line in lines if line]
     for run, count in Counter((record.arm, record.seed) for record in records).items():
         if count > 1:
@@ -46,8 +47,10 @@ def read_rates(folder: Path, stage: Stage = "cpt") -> dict[str, dict[str, float 
     file = folder / RATES[stage]
     if not file.is_file():
         return {}
+    text = read_text(file)
+    check_parts(text, repr(str(file)))
     try:
-        return _RATES.validate_json(file.read_bytes())
+        return _RATES.validate_json(text)
     except ValidationError:
         raise DeepenError(
             f"{str(file)!r} is damaged; delete it, and rates are chosen anew."

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from deepen.base.registry.texts import text_file
+from deepen.common.bounded import check_regular
 from deepen.common.errors import DeepenError, DivergedError
 from deepen.common.progress import Progress, silent
 from deepen.evaluation.answers import TEXT, are_rows, counted, read_answers
@@ -79,6 +80,7 @@ def read(
         DeepenError: It is missing, empty, not such a file, or too short to predict a token.
     """
     file = text_file(file)
+    check_regular(file)
     try:
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()

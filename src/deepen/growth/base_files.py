@@ -12,6 +12,7 @@ from pathlib import Path
 from deepen.base.checkpoint import FolderSource
 from deepen.base.folder import is_own
 from deepen.base.weights.raw import read_header
+from deepen.common.bounded import check_parts, read_text
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.growth.write import INDEX, Shard, layout_of
@@ -84,17 +85,25 @@ def read_base_files(folder: Path, growths: int) -> BaseFiles | None:
         DeepenError: The file is damaged.
     """
     file = folder / BASE_FILES
-    text = file.read_bytes() if file.is_file() else None
+    text = read_text(file) if file.is_file() else None
     kept = None
     for _ in range(growths):
         if text is None:
             return None
+        check_parts(text, repr(str(file)))
         try:
             # pydantic's own reader of JSON refuses lone surrogates.
             kept = BaseFiles.model_validate(json.loads(text))
             for header in kept.weights.values():
                 layout_of(header)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            DeepenError,
+        ):
             raise DeepenError(
                 f"{str(file)!r} is damaged; copy the one of the grown checkpoint beside it."
             ) from None

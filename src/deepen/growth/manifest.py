@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deepen.base.checkpoint import FolderSource
+from deepen.common.bounded import check_parts, read_text
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.growth.base_files import MANIFEST, relative_files
@@ -54,8 +55,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     file = folder / MANIFEST
     if not file.is_file():
         return None
+    text = read_text(file)
+    check_parts(text, repr(str(file)))
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return Manifest.model_validate_json(text)
     except ValidationError:
         raise DeepenError(
             f"{str(file)!r} is damaged, or of a later version; fetch the checkpoint again, or "

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deepen.common.bounded import read_text
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
 from deepen.common.folders import (
@@ -129,7 +130,7 @@ def _check_unfinished(work: Path, request: Mapping[str, Any], *, resume: bool, a
     if (anew and not resume) or not file.is_file():  # without it nothing was begun
         discard(work)
     elif resume:
-        if file.read_text(encoding="utf-8") != _canonical(request):
+        if read_text(file) != _canonical(request):
             raise DeepenError(
                 f"The unfinished run in {str(work)!r} had another base, method or options, or the "
                 f"base's files were changed since; give the same ones, or pass --overwrite to "

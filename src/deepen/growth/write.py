@@ -25,7 +25,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, TensorInfo, as_bytes, info_of
-from deepen.common.bounded import read_json
+from deepen.common.bounded import parse_json, read_json
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
 from deepen.records.verification import FileDigest
@@ -112,12 +112,25 @@ class _Unfinished:
 
 
 def layout_of(header: str) -> dict[str, TensorInfo]:
-    """Return what a header says of the tensors, in the order in which they stand in the file."""
-    entries = {name: e for name, e in json.loads(header).items() if name != "__metadata__"}
-    in_order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
-    return {
-        name: TensorInfo(entries[name]["dtype"], tuple(entries[name]["shape"])) for name in in_order
-    }
+    """Return what a header says of the tensors, in the order in which they stand in the file.
+
+    Raises:
+        DeepenError: It is none.
+    """
+    try:
+        content = parse_json(header, "The header of a weight file")
+        entries = {name: e for name, e in content.items() if name != "__metadata__"}
+        infos = {
+            name: TensorInfo(entry["dtype"], tuple(map(int, entry["shape"])))
+            for name, entry in sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])
+        }
+        assert sum(info.nbytes for info in infos.values()) >= 0
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
+        raise DeepenError(
+            "The header of a weight file does not say how tensors lie in it; fetch the checkpoint "
+            "or pack again."
+        ) from None
+    return infos
 
 
 def write_file(file: Path, header: str, load: Callable[[str], Tensor]) -> None:

@@ -1,6 +1,5 @@
 """Take the new blocks off: a pack is what a grown checkpoint holds and its base does not."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor
 from deepen.base.checkpoint import FolderSource, Source, TensorInfo
 from deepen.base.identity import difference
 from deepen.base.weights.raw import read_header
+from deepen.common.bounded import check_parts, read_json, read_text
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
@@ -153,8 +153,7 @@ class Pack:
     @cached_property
     def lineage(self) -> Lineage:
         """The grown checkpoint's lineage."""
-        config = json.loads((self.folder / FILES / "config.json").read_text(encoding="utf-8"))
-        lineage = read_lineage(config)
+        lineage = read_lineage(read_json(self.folder / FILES / "config.json"))
         assert lineage is not None
         return lineage
 
@@ -189,8 +188,10 @@ def open_pack(folder: Path) -> Pack:
         raise DeepenError(
             f"{str(folder)!r} is not a pack, it holds no {PACK}; make one with `deepen pack`."
         )
+    text = read_text(file)
+    check_parts(text, repr(str(file)))
     try:
-        record = PackRecord.model_validate_json(file.read_bytes())
+        record = PackRecord.model_validate_json(text)
         with safe_open(folder / BLOCKS, framework="pt"):
             infos = layout_of(read_header(folder / BLOCKS))
     except ValidationError as error:

@@ -5,6 +5,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deepen.common.bounded import check_parts, read_text
 from deepen.common.errors import DeepenError
 
 Count = Annotated[int, Field(ge=0, le=10**18)]
@@ -24,7 +25,7 @@ class Record(BaseModel):
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-def parse(schema: type[RecordT], text: str | bytes, file: Path, remedy: str) -> RecordT:
+def parse(schema: type[RecordT], text: str, file: Path, remedy: str) -> RecordT:
     """Read a record.
 
     Args:
@@ -34,8 +35,9 @@ def parse(schema: type[RecordT], text: str | bytes, file: Path, remedy: str) -> 
         remedy: What to do if it cannot be read.
 
     Raises:
-        DeepenError: It is not what this version writes.
+        DeepenError: It is not what this version writes, or has too many parts.
     """
+    check_parts(text, repr(str(file)))
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:
@@ -48,5 +50,5 @@ def parse(schema: type[RecordT], text: str | bytes, file: Path, remedy: str) -> 
 
 
 def read_record(schema: type[RecordT], file: Path, remedy: str) -> RecordT:
-    """Read the record that a file holds; see ``parse``."""
-    return parse(schema, file.read_bytes(), file, remedy)
+    """Read the record that a file holds; see ``read_text`` and ``parse``."""
+    return parse(schema, read_text(file), file, remedy)

@@ -4,14 +4,13 @@ A manifest can be edited as well as what it protects, so nothing here passes on 
 the base can tell too.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from deepen.base.checkpoint import FolderSource, TensorInfo
 from deepen.base.folder import WEIGHTS
 from deepen.base.identity import tensor_digest
-from deepen.common.bounded import read_json
+from deepen.common.bounded import parse_json, read_json
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.growth.base_files import BASE_FILES, MANIFEST, read_base_files
@@ -126,7 +125,8 @@ def _untrue(kept: BaseFiles, base: FolderSource) -> Iterator[str]:
         infos |= layout_of(header)
     if infos != base.infos:
         yield "its tensors are not the base's"
-    if json.loads(kept.texts["config.json"]) != read_json(base.folder / "config.json"):
+    config = parse_json(kept.texts.get("config.json", ""), f"config.json in {BASE_FILES}")
+    if config != read_json(base.folder / "config.json"):
         yield "its config.json is not the base's"
     for name, digest in kept.copied.items():
         if (base.folder / name).is_file() and digest_of(base.folder / name) != digest:

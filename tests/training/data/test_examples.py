@@ -223,5 +223,5 @@ def test_unusable_rows_are_told_and_leave_nothing(
 
 
 def test_a_missing_template_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DeepenError, match="template 'nowhere' cannot be read"):
+    with pytest.raises(DeepenError, match="'nowhere' cannot be read"):
         with_template(DataConfig(path="p", chat_template="nowhere"), tiny.tokenizer())

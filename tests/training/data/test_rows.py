@@ -107,7 +107,7 @@ def test_streaming_shuffles_by_the_seed_and_loses_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text"', "Line 2 of .*a.jsonl' is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"', "Line 2 of .*a.jsonl' is not valid JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]', "Line 2 of a.jsonl is not an object"),
         ("a.json", b'{"text": "x"}', "does not hold a list"),
         ("a.txt", b"\xff\xfe\x00", "not readable UTF-8"),

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.common.bounded import read_json
 from deepen.common.files import whole, write_whole
 from deepen.training.data.rows import local_files
 from deepen.training.processes import local_rank
@@ -47,7 +48,7 @@ def cached(
             raise
     while not notes.is_file():
         time.sleep(_POLL_SECONDS)
-    return file, json.loads(notes.read_text(encoding="utf-8"))
+    return file, read_json(notes)
 
 
 def key_of(data: DataConfig, tokenizer: "PreTrainedTokenizerBase", **more: object) -> str:

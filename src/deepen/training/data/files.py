@@ -2,19 +2,18 @@
 
 import csv
 import gzip
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from deepen.common.bounded import MOST_BYTES, check_regular, parse_json
 from deepen.common.errors import DeepenError
 
 PIECE_CHARACTERS = 2**20
 """Longer documents are read and tokenised in pieces."""
 
-# csv's own limit is 128 kB a field, shorter than many documents; this is the largest that it takes
-# on every platform.
-_FIELD_BYTES = 2**31 - 1
+_MOST_CHARACTERS = MOST_BYTES
+"""Length of the longest line, field or JSON file: each is held as a whole."""
 
 
 class Row(NamedTuple):
@@ -43,8 +42,9 @@ def file_rows(file: Path, text_column: str, separator: str | None) -> Iterator[R
         separator: What stands between them; ``None`` if the file is one document.
 
     Raises:
-        DeepenError: It is damaged, or holds something else than rows.
+        DeepenError: It is damaged, no regular file, or holds something else than rows.
     """
+    check_regular(file)
     read = KINDS[kind_of(file) or ".txt"]
     try:
         if read is None:
@@ -62,6 +62,21 @@ def _open(file: Path) -> IO[str]:
     if file.name.lower().endswith(".gz"):
         return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
     return file.open(encoding="utf-8-sig", newline="")
+
+
+def _lines(stream: IO[str], file: Path) -> Iterator[str]:
+    """Read lines; each is held by whoever asks for it and nowhere else, for it may be large."""
+    return iter(lambda: _line(stream, file), "")
+
+
+def _line(stream: IO[str], file: Path) -> str:
+    """Read one line, empty at the end of the file."""
+    line = stream.readline(_MOST_CHARACTERS + 1)
+    if len(line) > _MOST_CHARACTERS:
+        raise DeepenError(
+            f"{str(file)!r} has a line of more than {_MOST_CHARACTERS:,} characters; divide it."
+        )
+    return line
 
 
 def _text(file: Path, column: str, separator: str | None) -> Iterator[Row]:
@@ -114,33 +129,24 @@ def pieces(text: str, *, ends: bool) -> Iterator[tuple[str, bool]]:
 
 def _json_lines(file: Path) -> Iterator[Row]:
     """Read a file with one JSON object a line."""
-    number = 0
     with _open(file) as stream:
-        for line in stream:  # of any length: it is held once, and dropped before its text is used
-            number += 1
+        for number, line in enumerate(_lines(stream, file), start=1):
             if line.isspace():
                 continue
-            row, line = _load(line, file, number), ""
+            row, line = parse_json(line, f"Line {number} of {str(file)!r}"), ""
             yield _checked(f"line {number} of {file.name}", row)
-
-
-def _load(line: str, file: Path, number: int) -> object:
-    """Read one line of JSON."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DeepenError(f"Line {number} of {str(file)!r} is not JSON ({error}).") from None
 
 
 def _json(file: Path) -> Iterator[Row]:
     """Read a JSON file that holds a list of objects."""
-    try:
-        with _open(file) as stream:
-            content = json.load(stream)
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DeepenError(f"{str(file)!r} is not JSON ({error}); is it a .jsonl?") from None
+    with _open(file) as stream:
+        text = stream.read(_MOST_CHARACTERS + 1)
+    if len(text) > _MOST_CHARACTERS:
+        raise DeepenError(
+            f"{str(file)!r} is longer than {_MOST_CHARACTERS:,} characters; write a .jsonl, which "
+            f"is read line by line."
+        )
+    content = parse_json(text, repr(str(file)))
     if not isinstance(content, list):
         raise DeepenError(f"{str(file)!r} does not hold a list of rows.")
     for number, row in enumerate(content, start=1):
@@ -149,10 +155,11 @@ def _json(file: Path) -> Iterator[Row]:
 
 def _csv(file: Path) -> Iterator[Row]:
     """Read a CSV file (RFC 4180) whose first line names the columns."""
-    csv.field_size_limit(_FIELD_BYTES)
+    csv.field_size_limit(_MOST_CHARACTERS)  # its own is 128 kB, shorter than many documents
     try:
         with _open(file) as stream:
-            for number, row in enumerate(csv.DictReader(stream, strict=True), start=1):
+            rows = csv.DictReader(_lines(stream, file), strict=True)
+            for number, row in enumerate(rows, start=1):
                 where = f"row {number} of {file.name}"
                 # What stands beyond the named columns has no name, what is missing no value.
                 if None in row or None in row.values():

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.common.errors import DeepenError
+from deepen.common.bounded import read_text
 from deepen.training.data.turns import in_parts
 from deepen.training.recipe import DataConfig
 
@@ -25,12 +24,7 @@ def with_template(data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Non
     """
     if data.chat_template is None:
         return
-    try:
-        tokenizer.chat_template = Path(data.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepenError(
-            f"The chat template {data.chat_template!r} cannot be read ({error})."
-        ) from None
+    tokenizer.chat_template = read_text(data.chat_template)
 
 
 def own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
