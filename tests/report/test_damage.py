@@ -253,5 +253,5 @@ def test_what_cannot_be_shown_ends_with_code_2(tmp_path, capsys, edit, said):
 def test_files_that_are_no_text_are_damaged(tmp_path):
     folder = put(tmp_path / "study", *written())
     (folder / RECORDS).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DeepenError, match=r"records.jsonl' is damaged"):
+    with pytest.raises(DeepenError, match=r"records.jsonl' cannot be read .*UTF-8"):
         report(folder)
