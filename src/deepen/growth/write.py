@@ -124,8 +124,9 @@ def layout_of(header: str) -> dict[str, TensorInfo]:
             name: TensorInfo(entry["dtype"], tuple(map(int, entry["shape"])))
             for name, entry in sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])
         }
-        assert sum(info.nbytes for info in infos.values()) >= 0
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
+        if any(info.nbytes < 0 for info in infos.values()):
+            raise ValueError(header)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise DeepenError(
             "The header of a weight file does not say how tensors lie in it; fetch the checkpoint "
             "or pack again."
