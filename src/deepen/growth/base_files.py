@@ -107,6 +107,5 @@ def read_base_files(folder: Path, growths: int) -> BaseFiles | None:
             raise DeepenError(
                 f"{str(file)!r} is damaged; copy the one of the grown checkpoint beside it."
             ) from None
-        earlier = kept.texts.get(BASE_FILES)
-        text = None if earlier is None else earlier.encode(errors="surrogateescape")
+        text = kept.texts.get(BASE_FILES)
     return kept
