@@ -1,9 +1,11 @@
 """Files that are whole or not there."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from deepen.common.errors import DeepenError
 from deepen.common.files import leads_out, make_folders, remove_empty, sync_tree, whole, write_whole
 from disk import traced
 
@@ -82,3 +84,15 @@ def test_a_name_that_no_file_can_have_is_none_of_a_folder():
     assert not leads_out("a" * 255)
     assert leads_out("a" * 256)
     assert leads_out("ä" * 200)
+
+
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    """Whoever may write to /dev could lose one."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("pipe", "device"):
+        with pytest.raises(DeepenError, match="no regular file"):
+            write_whole(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "device").is_char_device()
+    assert len(list(tmp_path.iterdir())) == 2

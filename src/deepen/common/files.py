@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deepen.common.bounded import check_regular
+
 _NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP)
 
 
@@ -75,7 +77,11 @@ def whole(file: Path) -> Iterator[Path]:
 
     Args:
         file: What is written or replaced, by one rename; if the block fails, nothing is.
+
+    Raises:
+        DeepenError: A folder, a pipe or a device is there, which a rename would take away.
     """
+    check_regular(file)
     # Processes and machines that share a folder may write at once: each renames a file of its own.
     beside = file.with_name(f".{file.name}.{os.uname().nodename}.{os.getpid()}.unfinished")
     try:
