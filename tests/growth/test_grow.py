@@ -19,7 +19,7 @@ from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.growth import staging
 from deepen.growth.base_files import BASE_FILES, MANIFEST
-from deepen.growth.fuse import layout
+from deepen.planning.layout import layout
 from deepen.planning.plan import Plan
 
 

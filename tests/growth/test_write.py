@@ -1,15 +1,18 @@
 """Our writer against safetensors' own."""
 
+import errno
 import hashlib
 import json
+import os
 from contextlib import closing
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepen.base.checkpoint import info_of
+from deepen.base.checkpoint import as_bytes, info_of
 from deepen.base.identity import tensor_digest
+from deepen.base.weights.raw import places_in
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.growth.write import INDEX, ShardWriter
@@ -130,3 +133,71 @@ def test_a_size_that_is_none_is_refused(tmp_path, size):
 def test_what_is_no_size_is_told(tmp_path, size):
     with pytest.raises(DeepenError, match="is not a size; write for example"):
         ShardWriter(tmp_path, LAYOUT, size)
+
+
+def not_here(*arguments, **named):
+    raise OSError(errno.EXDEV, "another file system")
+
+
+def a_little(copied):
+    """Copy at most 11 bytes a call, and after three calls say that it cannot be done."""
+    calls = []
+
+    def copy(source, target, count, start, at):
+        calls.append(count)
+        return copied(source, target, min(count, 11), start, at) if len(calls) % 4 else not_here()
+
+    return copy
+
+
+@pytest.mark.parametrize("system", ["whole", "little", "none", "no such call"])
+@pytest.mark.parametrize("size", ["5GB", 40])
+def test_what_is_copied_from_a_file_is_what_is_written(tmp_path, monkeypatch, size, system):
+    if system == "no such call":
+        monkeypatch.delattr(os, "copy_file_range")
+    elif system != "whole":
+        given = not_here if system == "none" else a_little(os.copy_file_range)
+        monkeypatch.setattr(os, "copy_file_range", given)
+    contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
+    save_file(contiguous, tmp_path / "source.safetensors", metadata={"format": "pt"})
+    places = places_in(tmp_path / "source.safetensors")
+    orders = [list(TENSORS), list(TENSORS)[::-1], [*places]]
+    for number, order in enumerate(orders):
+        folders = [tmp_path / f"{number} {how}" for how in ("written", "copied")]
+        for folder in folders:
+            folder.mkdir()
+        expected = write(folders[0], size, order)
+        with closing(ShardWriter(folders[1], LAYOUT, size)) as writer:
+            for name in order:
+                if name == "d":
+                    writer.write(name, TENSORS[name])
+                else:
+                    largest = float(TENSORS[name].double().abs().max())
+                    assert writer.copy(name, places[name]) == largest
+            writer.finish()
+        assert {f.name: f.read_bytes() for f in folders[1].iterdir()} == expected
+        for name, digest in writer.files.items():
+            assert digest.sha256 == hashlib.sha256(expected[name]).hexdigest()
+        for name, tensor in contiguous.items():
+            assert writer.digests[name] == hashlib.sha256(as_bytes(tensor).numpy().data).hexdigest()
+
+
+def test_neighbours_are_copied_in_one_call(tmp_path, monkeypatch):
+    contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
+    save_file(contiguous, tmp_path / "source.safetensors", metadata={"format": "pt"})
+    calls, copied = [], os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", lambda *given: calls.append(given) or copied(*given))
+    (tmp_path / "out").mkdir()
+    with closing(ShardWriter(tmp_path / "out", LAYOUT, "5GB")) as writer:
+        for name, place in places_in(tmp_path / "source.safetensors").items():
+            writer.copy(name, place)
+        writer.finish()
+    assert len(calls) == 1
+
+
+def test_a_copy_of_another_size_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "source.safetensors")
+    place = places_in(tmp_path / "source.safetensors")["a"]
+    writer = ShardWriter(tmp_path, LAYOUT, "5GB")
+    with closing(writer), pytest.raises(ValueError, match="laid out as"):
+        writer.copy("a", place)

@@ -1,15 +1,16 @@
 """Walk a plan: yield the grown model's tensors, a few in memory at a time."""
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from deepen.base.anatomy import BlockAnatomy, Family, Role, TensorSpec
+from deepen.base.anatomy import BlockAnatomy, Role, TensorSpec
 from deepen.base.checkpoint import DTYPES, TensorInfo
 from deepen.base.model import OVERFLOWS, Model
 from deepen.base.weights.values import is_finite, magnitude
@@ -19,8 +20,18 @@ from deepen.common.seeds import generator_for
 from deepen.common.system import return_freed_memory
 from deepen.methods.method import Gap, Method, Prepared, Stack
 from deepen.methods.options import FusedOptions, Options
+from deepen.planning.layout import layout, origins
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import GrowRequest, Scores, Trains
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A tensor of the grown model that is one of the base's, byte for byte."""
+
+    origin: str
+    """Its name in the base."""
+
 
 # Roles that size what the output projections learn from.
 _FEATURES: frozenset[Role] = frozenset({"value", "up"})
@@ -66,43 +77,6 @@ class Growth:
         return self.method.prepare(self.options, stack)
 
 
-def origins(base: Model, plan: Plan) -> dict[str, str]:
-    """Map the name of every tensor of the grown model to the base's tensor that it is laid out as.
-
-    For everything that is kept this is the tensor that it must equal; a new block's tensors are
-    laid out as those of its nearest parent.
-    """
-    family, anatomy = base.family, base.anatomy
-    embeddings, *rest = anatomy.outside
-    names = {embeddings: embeddings}
-    for index, parent in enumerate(plan.type_parents):
-        for suffix in anatomy.blocks[parent].stored:
-            names[family.name(index, suffix)] = family.name(parent, suffix)
-    for name, (after, suffix) in anatomy.trailing.items():
-        names[family.name(plan.depth + after, suffix)] = name
-    return names | {name: name for name in rest}
-
-
-def new_tensors(family: Family, blocks: Iterable[int], names: Iterable[str]) -> list[str]:
-    """Name the tensors of some blocks.
-
-    Args:
-        family: The model's.
-        blocks: Indices of its new blocks.
-        names: All of its tensors.
-    """
-    new = set(blocks)
-    return [name for name in names if (place := family.split(name)) and place[0] in new]
-
-
-def layout(base: Model, plan: Plan) -> dict[str, TensorInfo]:
-    """Say what tensors the grown model has, before any is made.
-
-    A new block takes the dtypes of its nearest parent.
-    """
-    return {name: base.source.infos[origin] for name, origin in origins(base, plan).items()}
-
-
 def kept(growth: Growth) -> dict[str, str]:
     """Map the names of the grown model's tensors that are the base's own to the base's names."""
     blocks, family = growth.plan.blocks, growth.base.family
@@ -120,29 +94,87 @@ def kept(growth: Growth) -> dict[str, str]:
     return {name: origin for name, origin in names.items() if is_kept(name)}
 
 
-def grown_tensors(
+class Soundness:
+    """Holds what is taken over from the base to being finite, as each tensor passes."""
+
+    def __init__(self, growth: Growth) -> None:
+        """Look at nothing yet."""
+        self._base, self._kept = growth.base, kept(growth)
+        self._unsound: list[str] = []
+
+    def see(self, name: str, origin: str, largest: float) -> None:
+        """Take note of a tensor that was copied.
+
+        Args:
+            name: Its name in the grown model.
+            origin: Its name in the base.
+            largest: The largest absolute value in it, or NaN.
+
+        Raises:
+            DeepenError: It is part of a new block, and holds NaN or Inf.
+        """
+        if name in self._kept:
+            self._unsound += [] if largest <= OVERFLOWS else [origin]
+        elif not math.isfinite(largest):
+            place = self._base.family.split(origin)
+            raise broken(place[0] if place else 0, origin)
+
+    def warn(self) -> None:
+        """Say which of the tensors that are kept as they are computes no numbers."""
+        if unsound := self._unsound:
+            more = f" and {len(unsound) - 3} more" if len(unsound) > 3 else ""
+            warnings.warn(
+                f"{self._base.source.name} is not sound: {', '.join(unsound[:3])}{more} "
+                f"hold NaN, Inf or values above {OVERFLOWS:.2g}, and are kept as they are; such a "
+                f"model computes no numbers.",
+                stacklevel=3,
+            )
+
+
+def broken(block: int, name: str) -> DeepenError:
+    """Say that a block is not one that new blocks can be made from."""
+    return DeepenError(
+        f"Source block {block} holds NaN or Inf in tensor {name!r}; "
+        f"new blocks made from it would be broken, so give it a sound checkpoint."
+    )
+
+
+def grown_tensors(growth: Growth) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of the grown model, on the CPU, in their stored dtype.
+
+    Raises:
+        DeepenError: A source block holds NaN or Inf, or the method made an unusable tensor.
+    """
+    sound = Soundness(growth)
+    for name, made in parts(growth):
+        tensor = growth.base.source.load(made.origin) if isinstance(made, Copied) else made
+        if isinstance(made, Copied):
+            sound.see(name, made.origin, magnitude(tensor))
+        yield name, tensor
+    sound.warn()
+
+
+def parts(
     growth: Growth, wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the wanted tensors of the grown model, on the CPU, in their stored dtype.
+) -> Iterator[tuple[str, Tensor | Copied]]:
+    """Yield the wanted tensors of the grown model, on the CPU, or say whose copies they are.
 
     Args:
         growth: What to make.
         wanted: Which tensors are still needed; blocks without any are not computed.
 
     Raises:
-        DeepenError: A source block holds NaN or Inf, or the method made an unusable tensor.
+        DeepenError: A source block holds NaN or Inf, or the method made an unusable tensor; what is
+            copied is for the caller to look at, see ``Soundness``.
     """
     base, blocks, family = growth.base, growth.plan.blocks, growth.base.family
-    own, made, unsound = kept(growth), set(), list[str]()
+    own, made = kept(growth), set[int]()
     # Bottom to top, so that shards are finished one after the other.
     for name in origins(base, growth.plan):
         if not wanted(name):
             continue
         if name in own:
-            tensor = base.source.load(own[name])
-            if not magnitude(tensor) <= OVERFLOWS:
-                unsound.append(own[name])
-            yield name, tensor
+            yield name, Copied(own[name])
             continue
         place = family.split(name)
         assert place is not None
@@ -150,19 +182,46 @@ def grown_tensors(
         assert isinstance(block, Insert)
         if place[0] not in made:
             made.add(place[0])
-            make = new_block if base.source.quantisation is None else copied_block
-            for suffix, tensor in make(growth, block):
+            for suffix, tensor in _block(growth, block):
                 if wanted(family.name(place[0], suffix)):
                     yield family.name(place[0], suffix), tensor
             return_freed_memory()
-    if unsound:
-        more = f" and {len(unsound) - 3} more" if len(unsound) > 3 else ""
-        warnings.warn(
-            f"{base.source.name} is not sound: {', '.join(unsound[:3])}{more} "
-            f"hold NaN, Inf or values above {OVERFLOWS:.2g}, and are kept as they are; such a "
-            f"model computes no numbers.",
-            stacklevel=2,
-        )
+
+
+def _block(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor | Copied]]:
+    """Make one new block in the way that needs least: copies where nothing is computed."""
+    if growth.base.source.quantisation is not None:
+        return copied_block(growth, insert)
+    copies = growth.method.copies and not growth.options.computing and insert.below == insert.above
+    silent = _wholly_silent(growth, insert) if copies else None
+    return new_block(growth, insert) if silent is None else _taken_over(growth, insert, silent)
+
+
+def _wholly_silent(growth: Growth, insert: Insert) -> dict[str, float] | None:
+    """Return the stored tensors of a block that are all silence; ``None`` if one is in part."""
+    anatomy = growth.base.anatomy.blocks[insert.nearest]
+    values: dict[str, set[float | None]] = {}
+    for name, spec in anatomy.block.items():
+        value = spec.silent if growth.options.silences(spec) else None
+        values.setdefault(anatomy.places[name].suffix, set()).add(value)
+    if any(len(own) > 1 for own in values.values()):
+        return None
+    alone = {suffix: own.pop() for suffix, own in values.items()}
+    return {suffix: value for suffix, value in alone.items() if value is not None}
+
+
+def _taken_over(
+    growth: Growth, insert: Insert, silent: Mapping[str, float]
+) -> Iterator[tuple[str, Tensor | Copied]]:
+    """Copy a block as it is stored, but for tensors that are silent."""
+    base, anatomy = growth.base, growth.base.anatomy.blocks[insert.nearest]
+    for suffix, spec in anatomy.stored.items():
+        full = base.family.name(insert.nearest, suffix)
+        if suffix in silent:
+            info = base.source.infos[full]
+            yield suffix, torch.full(info.shape, silent[suffix], dtype=DTYPES[info.dtype])
+        elif not spec.is_buffer:
+            yield suffix, Copied(full)
 
 
 def _is_buffer(base: Model, insert: Insert, suffix: str) -> bool:
@@ -250,10 +309,7 @@ def copied_block(growth: Growth, insert: Insert) -> Iterator[tuple[str, Tensor]]
         full = base.family.name(insert.nearest, suffix)
         stored = base.source.load(full)
         if not is_finite(base.source.value_of(full, stored)):
-            raise DeepenError(
-                f"Source block {insert.nearest} holds NaN or Inf in tensor {full!r}; "
-                f"new blocks made from it would be broken, so give it a sound checkpoint."
-            )
+            raise broken(insert.nearest, full)
         if suffix in silent:
             stored = stored.clone()
         for name in silent.get(suffix, ()):

@@ -9,16 +9,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.base.checkpoint import FolderSource, ModuleSource
+from deepen.base.checkpoint import FolderSource, ModuleSource, Source
 from deepen.base.identity import sha256_of, state_of
 from deepen.base.memory import auto_class
 from deepen.base.model import as_model, open_model
+from deepen.base.weights.values import magnitude
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.common.system import peak_resident_bytes
 from deepen.growth.base_files import write_base_files
 from deepen.growth.card import model_card
-from deepen.growth.fuse import Growth, grown_tensors, kept, new_tensors
+from deepen.growth.fuse import Copied, Growth, Soundness, grown_tensors, kept, parts
 from deepen.growth.manifest import write_manifest
 from deepen.growth.preview import (
     check_loads,
@@ -31,6 +32,7 @@ from deepen.growth.preview import (
 from deepen.growth.side_files import copy_side_files, tell
 from deepen.growth.staging import check_out, staged, written_of
 from deepen.growth.write import ShardWriter
+from deepen.planning.layout import new_tensors
 from deepen.records.growth import GrowRecord, GrowRequest
 
 if TYPE_CHECKING:
@@ -138,16 +140,29 @@ def _write_weights(
         Who wrote them, with the digests of what passed.
     """
     layout = growth.layout
-    total = sum(info.nbytes for info in layout.values())
+    total, sound = sum(info.nbytes for info in layout.values()), Soundness(growth)
     with closing(ShardWriter(folder, layout, max_shard_size, written_of(folder))) as writer:
         done = sum(info.nbytes for name, info in layout.items() if not writer.wants(name))
-        for name, tensor in grown_tensors(growth, writer.wants):
+        for name, made in parts(growth, writer.wants):
             progress(f"{growth.method.name}: writing", done / total)
-            writer.write(name, tensor)
+            if isinstance(made, Copied):
+                sound.see(name, made.origin, _copy(growth.base.source, made.origin, writer, name))
+            else:
+                writer.write(name, made)
             done += layout[name].nbytes
         writer.finish()
+    sound.warn()
     progress(f"{growth.method.name}: writing", 1.0)
     return writer
+
+
+def _copy(source: Source, origin: str, writer: ShardWriter, name: str) -> float:
+    """Write one of the base's tensors under a name, and return the largest value in it, or NaN."""
+    if (stored := source.stored(origin)) is not None:
+        return writer.copy(name, stored)
+    tensor = source.load(origin)
+    writer.write(name, tensor)
+    return magnitude(tensor)
 
 
 def _check_unchanged(source: FolderSource, before: list[list[str | int]]) -> None:

@@ -5,7 +5,8 @@ an 8-byte little-endian header length, a JSON header that gives each tensor's dt
 range, then the bytes. All of that is known before the first tensor is made.
 
 What is written is hashed as it passes, so that a manifest tells what was meant to be written, and
-nothing is read again for it.
+nothing is read again for it. A tensor that lies in another file as it is wanted is looked at there,
+a few MB at a time, and the system copies it from file to file, with its neighbours in one call.
 """
 
 import errno
@@ -17,6 +18,7 @@ import shutil
 import stat
 import struct
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -25,6 +27,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from deepen.base.checkpoint import DTYPES, TensorInfo, as_bytes, info_of
+from deepen.base.weights.raw import Stored, copy_bytes
+from deepen.base.weights.values import largest_of, magnitude_of
 from deepen.common.bounded import parse_json, read_json
 from deepen.common.errors import DeepenError
 from deepen.common.files import write_whole
@@ -32,6 +36,8 @@ from deepen.records.verification import FileDigest
 
 INDEX = "model.safetensors.index.json"
 _UNFINISHED = ".part"
+_MOST_AT_ONCE = 2**28
+"""Bytes copied in one call at most: they were just looked at, and are still in memory."""
 _SIZE = re.compile(r"\s*\d{1,12}(\.\d{1,12})?\s*[KMGT]B\s*", re.IGNORECASE)
 
 
@@ -72,6 +78,7 @@ class _Unfinished:
         self._shard, self._digest = shard, hashlib.sha256(shard.header)
         self._ahead = list(shard.offsets)[::-1]  # what is not hashed yet, the next one last
         self._early: dict[str, tuple[int, str]] = {}  # what of it is written: size and SHA-256
+        self._run: tuple[Stored, int] | None = None  # what is still to be copied, and where to
         stream.write(shard.header)
 
     def write(self, name: str, raw: memoryview, sha256: str) -> None:
@@ -84,16 +91,66 @@ class _Unfinished:
         """
         self.stream.seek(self._shard.offsets[name])
         self.stream.write(raw)
+        if name == self._ahead[-1]:
+            self._digest.update(raw)
+        self._passed(name, len(raw), sha256)
+
+    def copy(
+        self, name: str, stored: Stored, dtype: str, beside: ThreadPoolExecutor
+    ) -> tuple[str, float]:
+        """Copy one tensor from where it lies in another file.
+
+        Args:
+            name: Which one.
+            stored: Where it lies.
+            dtype: What its numbers are, by safetensors' name.
+            beside: Runs one of the two digests while the other one runs here: neither holds the
+                interpreter.
+
+        Returns:
+            SHA-256 of its bytes; the largest absolute value of its numbers, or NaN.
+        """
+        own, largest, is_next = hashlib.sha256(), 0.0, name == self._ahead[-1]
+        for piece in stored.pieces():
+            hashed = beside.submit(own.update, piece)
+            if is_next:
+                self._digest.update(piece)
+            largest = largest_of(largest, magnitude_of(piece, dtype))
+            hashed.result()
+        self._add(stored, self._shard.offsets[name])
+        self._passed(name, stored.nbytes, own.hexdigest())
+        return own.hexdigest(), largest
+
+    def _add(self, stored: Stored, at: int) -> None:
+        """Note what is to be copied, and copy what does not go together with it."""
+        if self._run is not None:
+            run, start = self._run
+            joined = run.joined(stored)
+            if joined and at == start + run.nbytes and joined.nbytes <= _MOST_AT_ONCE:
+                self._run = joined, start
+                return
+            self._copy_run()
+        self._run = stored, at
+
+    def _copy_run(self) -> None:
+        """Copy what was noted."""
+        if self._run is not None:
+            self.stream.flush()
+            copy_bytes(self._run[0], self.stream.fileno(), self._run[1])
+            self._run = None
+
+    def _passed(self, name: str, size: int, sha256: str) -> None:
+        """Go on with the digest behind a tensor, which has it if it was the next one."""
         if name != self._ahead[-1]:
-            self._early[name] = len(raw), sha256
+            self._early[name] = size, sha256
             return
-        self._digest.update(raw)
         self._ahead.pop()
         while self._ahead and self._ahead[-1] in self._early:
             self._read_back(self._ahead.pop())
 
     def _read_back(self, name: str) -> None:
         """Hash what was written before its turn."""
+        self._copy_run()
         size, sha256 = self._early.pop(name)
         self.stream.seek(self._shard.offsets[name])
         raw = self.stream.read(size)
@@ -104,6 +161,7 @@ class _Unfinished:
 
     def finish(self) -> FileDigest:
         """Bring the whole shard to the disk, and close it."""
+        self._copy_run()
         self.stream.flush()
         os.fsync(self.stream.fileno())
         size = os.fstat(self.stream.fileno()).st_size
@@ -192,6 +250,7 @@ class ShardWriter:
             max_shard_size=size,
         )
         self._folder, self._layout = folder, layout
+        self._beside = ThreadPoolExecutor(1, "deepen-hash")
         self._open: dict[str, _Unfinished] = {}
         self._written = written
         self.digests: dict[str, str] = {}
@@ -217,6 +276,25 @@ class ShardWriter:
         raw = as_bytes(tensor).numpy().data
         self.digests[name] = hashlib.sha256(raw).hexdigest()
         shard.write(name, raw, self.digests[name])
+        self._tick(name, file, shard)
+
+    def copy(self, name: str, stored: Stored) -> float:
+        """Copy one tensor as it lies in another file, in the dtype and shape that it has here.
+
+        Returns:
+            The largest absolute value of its numbers, or NaN if there is one; 0 of no floats.
+        """
+        info = self._layout[name]
+        if stored.nbytes != info.nbytes:
+            raise ValueError(f"{name} takes {stored.nbytes} bytes, laid out as {info}")
+        file = self._split.tensor_to_filename[name]
+        shard = self._open.get(file) or self._start(file)
+        self.digests[name], largest = shard.copy(name, stored, info.dtype, self._beside)
+        self._tick(name, file, shard)
+        return largest
+
+    def _tick(self, name: str, file: str, shard: _Unfinished) -> None:
+        """Note that a tensor is written, and finish the file if it was the last one."""
         self._missing[file].remove(name)
         if not self._missing[file]:
             self._finish(file, shard)
@@ -235,6 +313,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close all files, finished or not."""
+        self._beside.shutdown(cancel_futures=True)
         for shard in self._open.values():
             shard.stream.close()
 

@@ -12,10 +12,10 @@ from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
 from deepen.growth.base_files import relative_files
-from deepen.growth.fuse import origins
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import layout_of, write_file
 from deepen.packs.pack import FILES, Pack, open_pack
+from deepen.planning.layout import origins
 from deepen.records.pack import AssemblyRecord
 
 

@@ -20,13 +20,13 @@ from deepen.common.progress import Progress, silent
 from deepen.common.system import versions
 from deepen.growth.base_files import write_base_files
 from deepen.growth.config import grown_config
-from deepen.growth.fuse import layout, new_tensors, origins
 from deepen.growth.manifest import write_manifest
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import check_out, staged
 from deepen.growth.write import ShardWriter
 from deepen.packs.card import combined_card
 from deepen.packs.pack import Pack, open_pack
+from deepen.planning.layout import layout, new_tensors, origins
 from deepen.planning.plan import Insert, Keep, Plan
 from deepen.records.growth import FIELD, BaseIdentity, Lineage, Step, read_entry
 from deepen.records.pack import AssemblyRecord

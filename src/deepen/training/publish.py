@@ -21,11 +21,11 @@ from deepen.base.folder import portable
 from deepen.base.model import Model
 from deepen.common.errors import DivergedError
 from deepen.growth.card import read_card
-from deepen.growth.fuse import new_tensors
 from deepen.growth.manifest import write_manifest
 from deepen.growth.side_files import copy_side_files
 from deepen.growth.staging import staged
 from deepen.growth.write import ShardWriter
+from deepen.planning.layout import new_tensors
 from deepen.records.growth import FIELD, Lineage
 from deepen.records.training import TrainRecord
 from deepen.training.card import trained_card

@@ -22,7 +22,7 @@ from deepen.base.weights.values import is_finite
 from deepen.common import device as devices
 from deepen.common.progress import Progress, silent
 from deepen.growth.config import grown_config
-from deepen.growth.fuse import layout, origins
+from deepen.planning.layout import layout, origins
 from deepen.planning.pattern import PERIODS
 from deepen.planning.plan import Insert, Plan
 from deepen.records.growth import FIELD

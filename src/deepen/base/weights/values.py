@@ -10,21 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Buffer
 
 _FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8}
 
 
-def magnitude_of(words: Any, dtype: str) -> float:  # noqa: ANN401 (an array of numpy's, of any dtype)
+def magnitude_of(raw: "Buffer", dtype: str) -> float:
     """Return the largest absolute value among stored numbers, or NaN if there is one.
 
     Args:
-        words: The numbers as they are stored: any array of words of their size.
+        raw: The numbers as they are stored.
         dtype: What they are, by safetensors' name; the largest of what are no floats is 0, since
             every one of them is finite.
     """
+    import numpy as np
+
     bits = _FLOAT_BITS.get(dtype)
-    if bits is None or not words.size:
+    return _largest(np.frombuffer(raw, f"i{bits // 8}"), dtype) if bits else 0.0
+
+
+def largest_of(one: float, other: float) -> float:
+    """Return the larger of two magnitudes; NaN is the largest of all."""
+    return max(one, other, key=lambda value: (math.isnan(value), value))
+
+
+def _largest(words: Any, dtype: str) -> float:  # noqa: ANN401 (an array of numpy's, of any dtype)
+    """Return the largest absolute value of an array of words that are floats."""
+    if not words.size:
         return 0.0
+    bits = _FLOAT_BITS[dtype]
     # The largest positive word, and the largest of the negative ones, which come after all
     # positive ones where words have no sign; two passes, and no array beside the words.
     positive = int(words.view(f"i{bits // 8}").max())
@@ -61,7 +75,7 @@ def magnitude(tensor: "Tensor") -> float:
     if tensor.dtype not in words:
         return 0.0
     dtype, word = words[tensor.dtype]
-    return magnitude_of(tensor.detach().cpu().view(word).numpy(), dtype)
+    return _largest(tensor.detach().cpu().view(word).numpy(), dtype)
 
 
 def is_finite(tensor: "Tensor") -> bool:
