@@ -9,15 +9,19 @@ is a process of its own, since peak resident memory never goes down within one. 
 per round, in turn, on the same files; the table shows medians over the rounds.
 
 ``copy`` and ``copy, synced`` copy a file of the grown model's size; the second one also waits until
-the bytes are on disk, as growing does. ``released script`` does what the released OpT-DeUS code
+the bytes are on disk, as growing does. ``floor`` is what growing by copies cannot go below: the
+system copies such a file, every number of it is looked at for NaN and Inf, and it is on disk;
+``digests`` are those that growing promises, of each tensor and file written and of the base's
+files. ``released script`` does what the released OpT-DeUS code
 does: two whole models in float32, POT's Sinkhorn tensor by tensor, ``save_pretrained`` (not
 synced). Its time, and that of ``opt-deus published``, hangs on whether POT stops after some ten
 iterations or runs all 10,000, which in float32 is luck. At 1b and 8b both are left out unless
 ``--only`` names them.
 
-Time starts when the libraries have been imported; ``libraries`` is the peak memory until then.
-Compute runs in one thread unless ``--threads`` says otherwise: with more threads than idle cores,
-small tensor operations wait for each other and take many times as long.
+``÷ floor`` compares CPU seconds, the other ratio wall time. Time starts when the libraries have
+been imported; ``libraries`` is the peak memory until then. Compute runs in one thread unless
+``--threads`` says otherwise: with more threads than idle cores, small tensor operations wait for
+each other and take many times as long.
 """
 
 import argparse
@@ -51,6 +55,40 @@ def copy(folder: Path, new_layers: int, *, synced: bool) -> Callable[[], object]
     return run
 
 
+def floor(folder: Path, new_layers: int) -> Callable[[], object]:
+    """Prepare to copy a file of the grown size and to look at its numbers."""
+    from deepen.base.weights.raw import Stored, copy_bytes
+    from deepen.base.weights.values import magnitude_of
+
+    import_module("numpy")
+    stored = Stored(folder / "filler", 0, (folder / "filler").stat().st_size)
+
+    def run() -> None:
+        with (folder / "out").open("wb") as file:
+            copy_bytes(stored, file.fileno(), 0)
+            for piece in stored.pieces():
+                magnitude_of(piece, "BF16")
+            os.fsync(file.fileno())
+
+    return run
+
+
+def digests(folder: Path, new_layers: int) -> Callable[[], object]:
+    """Prepare to hash what growing hashes."""
+    from deepen.common.files import digest_of
+
+    def run() -> None:
+        (folder / "out").touch()
+        for file in (
+            folder / "filler",
+            folder / "filler",
+            *(folder / "base").glob("*.safetensors"),
+        ):
+            digest_of(file)
+
+    return run
+
+
 def grow(folder: Path, new_layers: int, *, method: str, **options: str) -> Callable[[], object]:
     """Prepare to grow the base by a method of deepen."""
     from transformers import CONFIG_MAPPING
@@ -78,6 +116,8 @@ def released(folder: Path, new_layers: int) -> Callable[[], object]:
 JOBS: Mapping[str, Prepare] = {
     "copy": partial(copy, synced=False),
     "copy, synced": partial(copy, synced=True),
+    "floor": floor,
+    "digests": digests,
     "released script": released,
     **{
         f"opt-deus {fidelity}": partial(grow, method="opt-deus", fidelity=fidelity)
@@ -154,15 +194,15 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("job", "wall s", "CPU s", "s / new block", "÷ copy, synced", "÷ released script")
+    columns = ("job", "wall s", "CPU s", "s / new block", "÷ floor", "÷ released script")
     table = Table(*columns, "peak MB", "libraries MB", "beyond MB", box=box.MARKDOWN)
     for job, run in medians.items():
         wall, peak, libraries = (
             run[key] for key in ("wall_seconds", "peak_bytes", "libraries_bytes")
         )
         ratios = [
-            f"{wall / medians[other]['wall_seconds']:.3g}" if other in medians else ""
-            for other in ("copy, synced", "released script")
+            f"{run[key] / medians[other][key]:.3g}" if other in medians else ""
+            for other, key in (("floor", "cpu_seconds"), ("released script", "wall_seconds"))
         ]
         times = [f"{s:.3g}" for s in (wall, run["cpu_seconds"], wall / facts["new_layers"])]
         sizes = [f"{size / 1e6:.0f}" for size in (peak, libraries, peak - libraries)]

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Buffer
 
 _FLOAT_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8}
 
 
-def magnitude_of(raw: "Buffer", dtype: str) -> float:
+def magnitude_of(raw: memoryview, dtype: str) -> float:
     """Return the largest absolute value among stored numbers, or NaN if there is one.
 
     Args:
