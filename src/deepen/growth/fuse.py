@@ -103,12 +103,7 @@ class Soundness:
         self._unsound: list[str] = []
 
     def see(self, name: str, origin: str, largest: float) -> None:
-        """Take note of a tensor that was copied.
-
-        Args:
-            name: Its name in the grown model.
-            origin: Its name in the base.
-            largest: The largest absolute value in it, or NaN.
+        """Take note of a tensor that was copied, and of the largest absolute value in it, or NaN.
 
         Raises:
             DeepenError: It is part of a new block, and holds NaN or Inf.
