@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -38,8 +38,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the passage that ``verify`` reads."""
+def tokenizer(template: str = "$A") -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the passage that ``verify`` reads.
+
+    Args:
+        template: What it makes of a text, ``$A``; with ``<eos>`` in front of it, for example.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -50,6 +54,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator([PASSAGE], trainer)
+    if template != "$A":
+        end = ("<eos>", bpe.token_to_id("<eos>"))
+        bpe.post_processor = processors.TemplateProcessing(single=template, special_tokens=[end])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
 
 

@@ -10,7 +10,7 @@ import tiny
 from deepen.base.checkpoint import ModuleSource
 from deepen.base.hub import open_checkpoint
 from deepen.base.model import as_model, open_model
-from deepen.base.text import PASSAGE, tokenizer_of
+from deepen.base.text import PASSAGE, opening, tokenizer_of
 from deepen.common.errors import DeepenError
 
 
@@ -37,6 +37,15 @@ def test_special_tokens_alone_are_no_tokenizer(tmp_path: Path) -> None:
     assert json.loads((bare / "config.json").read_text())["model_type"] == "qwen2"
     with pytest.raises(DeepenError, match="without words"):
         tokenizer_of(open_checkpoint(bare))
+
+
+@pytest.mark.parametrize(
+    ("template", "count"),
+    [("$A", 0), ("<eos> $A", 1), ("<eos> <eos> $A <eos>", 2), ("$A <eos>", 0)],
+)
+def test_what_stands_in_front_of_a_text_is_its_opening(template: str, count: int) -> None:
+    tokenizer = tiny.tokenizer(template)
+    assert opening(tokenizer) == [tokenizer.eos_token_id] * count
 
 
 def test_a_live_module_has_none() -> None:

@@ -5,12 +5,14 @@ import gzip
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
+from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 import tiny
@@ -55,6 +57,29 @@ def by_hand(folder: Path, documents: list[str], window: int) -> tuple[float, int
         pieces = tokenizer.convert_ids_to_tokens(ids)
         nbytes += sum(len(piece) for piece in pieces[1:])
     return nats, tokens, nbytes
+
+
+def test_every_window_begins_with_bos_where_the_tokenizer_does(
+    llama: Path, lines: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bos"
+    shutil.copytree(llama, folder)
+    tokenizer = tiny.tokenizer("<eos> $A")
+    tokenizer.save_pretrained(folder)
+    model, bare = tiny.load(folder), tiny.tokenizer()
+    (found,) = evaluate(folder, perplexity=[lines], sequence_length=8, batch_size=3).texts
+    (without,) = evaluate(llama, perplexity=[lines], sequence_length=7, batch_size=3).texts
+    nats = 0.0
+    for document in DOCUMENTS:
+        ids = bare(document)["input_ids"]
+        for start in range(0, len(ids) - 1, 7):
+            window = torch.tensor([[tokenizer.eos_token_id, *ids[start : start + 8]]])
+            with torch.no_grad():
+                logits = model(window).logits[0, 1:-1].double()
+            nats += float(cross_entropy(logits, window[0, 2:], reduction="sum"))
+    assert (found.tokens, found.text_bytes) == (without.tokens, without.text_bytes)
+    assert found.loss_nats_per_token == pytest.approx(nats / found.tokens, rel=1e-6)
+    assert found.loss_nats_per_token != pytest.approx(without.loss_nats_per_token, rel=1e-3)
 
 
 @pytest.mark.parametrize("window", [7, 128])

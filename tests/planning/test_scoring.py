@@ -1,6 +1,7 @@
 """Scores of blocks on a text, against the model run plainly with one block left out."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,6 +148,24 @@ def test_the_beginning_of_a_text_is_cut_into_sequences_of_equal_length(llama, tm
     assert tokens.shape == (8, 128), "no longer than the model has positions"
     ids = tiny.tokenizer()(text.read_text())["input_ids"]
     assert tokens.flatten().tolist() == ids[:1024]
+
+
+def test_bos_stands_before_every_sequence_and_has_no_influence(llama, tmp_path):
+    folder = tmp_path / "bos"
+    shutil.copytree(llama, folder)
+    tokenizer = tiny.tokenizer("<eos> $A")
+    tokenizer.save_pretrained(folder)
+    model = open_model(folder)
+    text = read_calibration(model, None)
+    assert (text.tokens[:, 0] == tokenizer.eos_token_id).all()
+    ids = tiny.tokenizer()(PASSAGE)["input_ids"]
+    own = text.tokens[:, 1:].flatten().tolist()
+    assert own == ids[: len(own)]
+    scores = scoring.score_blocks(model, "influence", None, CPU)
+    assert scores.tokens == len(own)
+    expected = influences(model, text.tokens, CPU, opening=1)
+    assert scores.values == pytest.approx(expected, abs=1e-6)
+    assert scores.values != pytest.approx(influences(model, text.tokens, CPU), abs=1e-6)
 
 
 @pytest.mark.parametrize(

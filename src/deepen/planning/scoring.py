@@ -26,7 +26,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from deepen.base.model import Model
 from deepen.base.registry.texts import text_file
 from deepen.base.streamed import run_explained, streamed
-from deepen.base.text import PASSAGE
+from deepen.base.text import PASSAGE, opening
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, silent
 from deepen.records.growth import Scores
@@ -48,7 +48,9 @@ class Calibration:
     sha256: str
     """Hash of all of it."""
     tokens: Tensor
-    """Ids ``[sequences, length]``, from its beginning on."""
+    """Ids ``[sequences, length]``, from its beginning on, each behind the opening."""
+    opening: int
+    """How many tokens the tokenizer puts in front of every text."""
 
 
 def read_calibration(model: Model, file: str | None) -> Calibration:
@@ -71,9 +73,12 @@ def read_calibration(model: Model, file: str | None) -> Calibration:
             f"The calibration text {name!r} has {len(ids)} tokens, and scores need {_LEAST} at "
             f"least; give a longer one."
         )
-    sequences = math.ceil(len(ids) / min(_LONGEST, model.positions or _LONGEST))
+    longest = min(_LONGEST, model.positions or _LONGEST) - len(opening(tokenizer))
+    sequences = math.ceil(len(ids) / longest)
     length = len(ids) // sequences
-    return Calibration(name, sha256, torch.tensor(ids[: sequences * length]).view(sequences, -1))
+    own = torch.tensor(ids[: sequences * length]).view(sequences, -1)
+    begins = torch.tensor(opening(tokenizer), dtype=own.dtype).expand(sequences, -1)
+    return Calibration(name, sha256, torch.cat([begins, own], 1), begins.shape[1])
 
 
 def _read(file: str) -> tuple[str, str, str]:
@@ -118,8 +123,11 @@ def score_blocks(
         DeepenError: The text or the model cannot be used, or the model computes no numbers.
     """
     calibration = read_calibration(model, file)
-    score: Callable[..., list[float]] = {"importance": importances, "influence": influences}[by]
-    values = score(model, calibration.tokens, device, progress)
+    tokens, begins = calibration.tokens, calibration.opening
+    if by == "importance":
+        values = importances(model, tokens, device, progress)
+    else:
+        values = influences(model, tokens, device, progress, opening=begins)
     if not all(map(math.isfinite, values)):
         raise DeepenError(
             f"{model.source.name} computes no numbers on the calibration text, so nothing says "
@@ -131,7 +139,7 @@ def score_blocks(
         values=[round(value, _DECIMALS) for value in values],
         text=calibration.name,
         text_sha256=calibration.sha256,
-        tokens=calibration.tokens.numel(),
+        tokens=tokens.numel() - begins * len(tokens),
     )
 
 
@@ -156,7 +164,12 @@ def turned(before: Tensor, after: Tensor) -> float:
 
 
 def influences(
-    model: Model, tokens: Tensor, device: torch.device, progress: Progress = silent
+    model: Model,
+    tokens: Tensor,
+    device: torch.device,
+    progress: Progress = silent,
+    *,
+    opening: int = 0,
 ) -> list[float]:
     """Return the influence of every block.
 
@@ -165,6 +178,8 @@ def influences(
         tokens: Ids ``[sequences, length]``.
         device: Where to compute.
         progress: Called with the finished share.
+        opening: How many tokens at the beginning of a sequence do not count: a stream that
+            gathers in BOS says nothing of a text.
 
     Raises:
         DeepenError: transformers cannot run the model.
@@ -173,7 +188,7 @@ def influences(
 
     def compare(index: int, before: Tensor, output: Any) -> None:  # noqa: ANN401
         progress("scoring blocks", index / model.depth)
-        found.append(turned(before, _split(output)[0]))
+        found.append(turned(before[:, opening:], _split(output)[0][:, opening:]))
 
     with _running(model, device) as (module, blocks), _watched(blocks, compare):
         module(tokens.to(device), use_cache=False)

@@ -49,6 +49,21 @@ def test_documents_and_their_ends_fill_the_sequences(file: Path, tmp_path: Path)
     assert row["labels"].tolist() == [-100, *row["input_ids"][1:].tolist()]
 
 
+def test_every_sequence_begins_with_bos_where_the_tokenizer_does(
+    file: Path, tmp_path: Path
+) -> None:
+    bare, tokenizer = load(file, tmp_path / "a", sequence_length=15), tiny.tokenizer("<eos> $A")
+    config = DataConfig(path=str(file), seed=0, sequence_length=16)
+    steps = TrainingConfig(max_steps=3)
+    begun = load_packed(config, steps, tokenizer, tmp_path / "b", silent)
+    assert len(begun) == len(bare)
+    assert begun.digest() != bare.digest()
+    for own, row in zip(map(bare.__getitem__, range(len(bare))), begun, strict=False):
+        ids = row["input_ids"].tolist()
+        assert ids == [tokenizer.eos_token_id, *own["input_ids"].tolist()]
+        assert row["labels"].tolist() == [-100, *ids[1:]]
+
+
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("\n\n".join(DOCUMENTS))
     tokens = flat(load(tmp_path / "t.txt", tmp_path / "cache", sequence_length=1))
@@ -98,7 +113,7 @@ def test_a_long_document_is_tokenised_in_pieces_and_ends_once(
     plain = type(tokenizer).__call__
 
     def counted(self: Any, texts: list[str], **more: Any) -> Any:
-        lengths.extend(map(len, texts))
+        lengths.extend(map(len, texts if isinstance(texts, list) else []))
         return plain(self, texts, **more)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counted)

@@ -2,7 +2,8 @@
 
 The tokens are written once to a file, which is mapped from then on: any sequence is reached at
 once, so that the order is free, a resumed run is where it was, and no memory grows with the data.
-Sequences cross the borders of documents, and attention does too, as in the paper's training.
+Sequences cross the borders of documents, and attention does too, as in the paper's training. Each
+begins with what the tokenizer puts in front of a text (BOS), if it does.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deepen.base.text import opening
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress, Tell, unheard
 from deepen.training.data.cache import cached, key_of
@@ -40,26 +42,39 @@ _IGNORED = -100
 class PackedSequences(Dataset[dict[str, Tensor]]):
     """Sequences of one length in a file of tokens."""
 
-    def __init__(self, file: Path, tokens: int, sequence_length: int) -> None:
-        """Map the file; what is left over at the end is not used."""
+    def __init__(
+        self, file: Path, tokens: int, sequence_length: int, opening: Sequence[int] = ()
+    ) -> None:
+        """Map the file; what is left over at the end is not used.
+
+        Args:
+            file: The tokens.
+            tokens: How many there are.
+            sequence_length: Tokens of a sequence, those of the opening among them.
+            opening: What every sequence begins with.
+        """
         self._tokens = np.memmap(file, _DTYPE, "r", shape=(tokens,))
+        self._opening = np.array(opening, np.int64)
+        self._own = sequence_length - len(opening)
         self.sequence_length = sequence_length
 
     def __len__(self) -> int:
         """Return the number of whole sequences."""
-        return len(self._tokens) // self.sequence_length
+        return len(self._tokens) // self._own
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one sequence; its first token cannot be predicted and has no label."""
-        start = index * self.sequence_length
-        ids = torch.from_numpy(self._tokens[start : start + self.sequence_length].astype(np.int64))
+        own = self._tokens[index * self._own : (index + 1) * self._own]
+        ids = torch.from_numpy(np.concatenate([self._opening, own.astype(np.int64)]))
         labels = ids.clone()
-        labels[0] = _IGNORED
+        labels[: max(1, len(self._opening))] = _IGNORED
         return {"input_ids": ids, "labels": labels}
 
     def digest(self) -> str:
-        """Return the SHA-256 of all tokens."""
-        return hashlib.sha256(self._tokens.data).hexdigest()
+        """Return the SHA-256 of all tokens, the opening first."""
+        digest = hashlib.sha256(self._opening.astype(_DTYPE).data)
+        digest.update(self._tokens.data)
+        return digest.hexdigest()
 
 
 def load_packed(
@@ -103,12 +118,13 @@ def load_packed(
             f"Left out {facts['nulls']:,} rows of {data.path!r} with null in column "
             f"{data.text_column!r}."
         )
-    if tokens < data.sequence_length:
+    begins = opening(tokenizer)
+    if tokens + len(begins) < data.sequence_length or len(begins) >= data.sequence_length:
         raise DeepenError(
             f"The data set {data.path!r} (data) holds {tokens} tokens, fewer than one "
             f"sequence of {data.sequence_length}; give more text or a smaller data.sequence_length."
         )
-    return PackedSequences(file, tokens, data.sequence_length)
+    return PackedSequences(file, tokens, data.sequence_length, begins)
 
 
 def _needed(data: DataConfig, training: TrainingConfig) -> int | None:
