@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import deepen
+import shrink
 import tiny
 from deepen.base.checkpoint import FolderSource
 from deepen.base.memory import load_pretrained
@@ -34,3 +35,12 @@ def test_a_tied_head_is_not_made_up(tmp_path: Path) -> None:
     assert "lm_head.weight" not in source.infos
     module = load_pretrained(source, torch.float32)
     assert torch.equal(module.lm_head.weight, source.load("model.embed_tokens.weight").float())
+
+
+def test_how_random_weights_would_be_made_refuses_no_model(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shrink.model("gemma3_text", num_hidden_layers=2).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text()) | {"initializer_range": -0.5}
+    (base / "config.json").write_text(json.dumps(config))
+    deepen.grow(base, tmp_path / "grown", method="llama-pro", new_layers=1)
+    assert deepen.verify(base, tmp_path / "grown", sequences=1, length=4).passed

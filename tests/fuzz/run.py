@@ -247,7 +247,7 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             materials(made)
         cores = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cores, get_context("spawn"), max_tasks_per_child=20) as pool:
+        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
             todo = [
                 pool.submit(attempts, *one, AT_ONCE, made, shrinks=not given_.as_drawn)
                 for one in wanted

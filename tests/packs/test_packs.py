@@ -109,16 +109,21 @@ def test_growths_come_off_one_by_one_or_all(llama: Path, grown: Path, tmp_path: 
     assert tiny.read(tmp_path / "again") == tiny.read(tmp_path / "twice")
 
 
-def test_a_card_that_is_not_utf8_comes_back_as_it_was(llama: Path, tmp_path: Path) -> None:
+def test_what_few_write_into_card_and_config_comes_back_as_it_was(
+    llama: Path, tmp_path: Path
+) -> None:
     base = shutil.copytree(llama, tmp_path / "base")
     (base / "README.md").write_bytes(b"---\nlicense: mit\n---\nCaf\xe9\n")
-    deepen.grow(base, tmp_path / "once", method="llama-pro", new_layers=1)
+    widen(base, tmp_path / "wide", 2)
+    assert "license: mit" in (tmp_path / "wide/README.md").read_text(encoding="utf-8")
+    config = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": -1}
+    (base / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())
+    with pytest.warns(UserWarning, match="no tokenizer that loads"):  # for the byte order mark
+        deepen.grow(base, tmp_path / "once", method="llama-pro", new_layers=1)
     assert deepen.verify(base, tmp_path / "once", sequences=1, length=4).passed
     deepen.grow(tmp_path / "once", tmp_path / "twice", method="llama-pro", new_layers=1)
     deepen.shrink(tmp_path / "twice", tmp_path / "again")
     assert tiny.read(tmp_path / "again") == tiny.read(base)
-    widen(base, tmp_path / "wide", 2)
-    assert "license: mit" in (tmp_path / "wide/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,16 @@ def test_refusals_leave_nothing(
         train(recipe(data, **training), "cpt")
 
 
+def test_a_generation_config_that_keeps_a_model_from_loading_is_told_at_once(
+    recipe: Make, grown: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(grown, tmp_path / "model")
+    (model / "generation_config.json").write_text("[" * 9999)
+    said = r"generation_config\.json of model cannot be read"
+    with nothing_left(tmp_path), pytest.raises(DeepenError, match=said):
+        train(recipe(model=model), "cpt")
+
+
 def test_models_that_cannot_be_trained_are_refused(
     recipe: Make, llama: Path, grown: Path, tmp_path: Path
 ) -> None:

@@ -105,7 +105,7 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     """Return how many positions a model has, by its config; ``None`` if it does not say."""
     for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(positions := config.get(field), int):
-            return positions
+            return positions if positions > 0 else None
     text = config.get("text_config")  # of a model that reads more than text
     return positions_of(text) if isinstance(text, Mapping) else None
 

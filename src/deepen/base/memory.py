@@ -165,11 +165,13 @@ def empty_model(source: Source) -> nn.Module:
         DeepenError: transformers cannot.
     """
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     described = isinstance(source, Described)
     try:
         config = transformers_config(source)
-        with torch.device("meta") if described else init_empty_weights(include_buffers=False):
+        empty = torch.device("meta") if described else init_empty_weights(include_buffers=False)
+        with no_init_weights(), empty:  # a size of random weights that is none refuses nothing
             module: nn.Module = auto_class(source).from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )

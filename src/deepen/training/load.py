@@ -32,6 +32,27 @@ def check_length(model: Model, data: DataConfig) -> None:
         )
 
 
+def check_generation(model: Model) -> None:
+    """Refuse a generation config beside which transformers loads no model.
+
+    Raises:
+        DeepenError: It is one.
+    """
+    from transformers import GenerationConfig
+
+    assert isinstance(model.source, FolderSource)
+    try:
+        GenerationConfig.from_pretrained(model.source.folder)
+    except OSError:  # none, or one that transformers does without
+        return
+    except Exception as error:  # many types, for whatever stands in the file
+        reason = " ".join(str(error).split())[:100].rstrip(".") or type(error).__name__
+        raise DeepenError(
+            f"generation_config.json of {model.source.name} cannot be read ({reason}), and "
+            f"transformers loads no model beside it; correct it, or remove it."
+        ) from None
+
+
 def check_memory(model: Model, trains: Trains, recipe: Recipe, stage: Stage) -> None:
     """Refuse a batch, or adapters, that the device has no memory for whatever else it holds.
 

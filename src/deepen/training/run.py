@@ -30,7 +30,13 @@ from deepen.training.engine.rates import own_rates
 from deepen.training.engine.saving import Averaged
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains, adapt, counts, trainable
-from deepen.training.load import check_length, check_memory, load_module, lowest_trained
+from deepen.training.load import (
+    check_generation,
+    check_length,
+    check_memory,
+    load_module,
+    lowest_trained,
+)
 from deepen.training.processes import local_rank, rank
 from deepen.training.protect import old_text, protect
 from deepen.training.publish import publish
@@ -130,6 +136,7 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _J
     model = open_model(recipe.model)
     trains = trainable(model.source.config, model.depth, training, model.source.name)
     check_length(model, data)
+    check_generation(model)
     check_trackers(training)
     check_memory(model, trains, recipe, stage)
     below = lowest_trained(trains, model.depth)

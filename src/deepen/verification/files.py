@@ -125,8 +125,8 @@ def _untrue(kept: BaseFiles, base: FolderSource) -> Iterator[str]:
         infos |= layout_of(header)
     if infos != base.infos:
         yield "its tensors are not the base's"
-    config = parse_json(kept.texts.get("config.json", ""), f"config.json in {BASE_FILES}")
-    if config != read_json(base.folder / "config.json"):
+    text = kept.texts.get("config.json", "").removeprefix("\ufeff")  # a byte order mark
+    if parse_json(text, f"config.json in {BASE_FILES}") != read_json(base.folder / "config.json"):
         yield "its config.json is not the base's"
     for name, digest in kept.copied.items():
         if (base.folder / name).is_file() and digest_of(base.folder / name) != digest:
