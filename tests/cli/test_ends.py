@@ -1,5 +1,6 @@
 """How commands end: by a mistake, by the system, by a signal, each in one sentence that is true."""
 
+import json
 import os
 import signal
 
@@ -122,3 +123,26 @@ def test_a_forked_worker_ends_by_a_signal_as_it_would_without_us():
         os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_name_that_no_file_system_takes_is_bad_input(capsys, llama):
+    code, _, err = run(capsys, "plan", "x" * 5000)
+    assert code == 2
+    assert sentence_of(err).startswith("File name too long: '")
+
+
+@pytest.mark.parametrize(
+    "plan", [[*range(6), [5, 5]], [*range(5), [4, 4, 0.0]], [*range(7), [5, 5, 0.0]]]
+)
+def test_what_was_grown_by_a_plan_that_is_none_grows_no_further(capsys, llama, tmp_path, plan):
+    run(capsys, "grow", llama, tmp_path / "grown", "-n", "1", "-m", "llama-pro")
+    file = tmp_path / "grown" / "config.json"
+    config = json.loads(file.read_text())
+    new = [i for i, block in enumerate(plan) if not isinstance(block, int)]
+    config["deepen"]["steps"][0] |= {"plan": plan, "new_blocks": new}
+    file.write_text(json.dumps(config | {"deepen": config["deepen"] | {"new_blocks": new}}))
+    for command in (["plan", tmp_path / "grown"], ["grow", tmp_path / "grown", tmp_path / "out"]):
+        code, _, err = run(capsys, *command, "-n", "1")
+        assert code == 2
+        assert "deepen entry" in sentence_of(err)
+    assert not (tmp_path / "out").exists()

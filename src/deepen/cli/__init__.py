@@ -5,6 +5,7 @@ with exit code 1; a signal with one sentence and 128 + its number. torch and tra
 imported by the subcommands that need them, and kept out of those that only look.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -80,7 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         where = f": {error.filename!r}" if error.filename is not None else ""
         said = " ".join((error.strerror or str(error)).split()).rstrip(".")
-        _fail(f"{said}{where}; {_what_is_left(error, given)}.", 1)
+        # A name that no file system takes is no failure of this one.
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        _fail(f"{said}{where}; {_what_is_left(error, given)}.", code)
     except Interrupted as error:
         name = signal.Signals(error.signal).name
         _fail(f"Ended by {name}; {_what_is_left(error, given)}.", 128 + error.signal)

@@ -1,6 +1,6 @@
 """Say what growing would do, and what training the result would cost, before either is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from deepen.planning.cost import estimate, placements
 from deepen.planning.parents import with_parents
 from deepen.planning.pattern import BROKEN_PATTERN, follows_rule, rule_of
 from deepen.planning.placement import PlacementRequest
+from deepen.planning.plan import Plan
 from deepen.planning.stages import uneven_stages
 from deepen.records.cost import Precision, Trained
 from deepen.records.growth import (
@@ -165,14 +166,34 @@ def _scores(
     return Scores(by=by, of="gaps", values=values)
 
 
+def _check_plans(steps: Sequence[Step], depth: int) -> None:
+    """Hold the growths of a base to each other and to its depth: nothing else reads all of them.
+
+    Raises:
+        DeepenError: A plan is none, or makes another number of blocks than there are.
+    """
+    plans = [Plan.from_json(step.plan) for step in steps]
+    made, there = [p.depth for p in plans], [*(p.base_depth for p in plans[1:]), depth]
+    if plans and made != there:
+        raise DeepenError(
+            f"The deepen entry of config.json contradicts itself (its growths make {made} blocks, "
+            f"where {there} are): it was edited; restore config.json, or grow the checkpoint again "
+            f"from its base."
+        )
+
+
 def lineage_of(growth: Growth, sha256: str | None = None) -> Lineage:
     """Return the ``deepen`` entry of the grown model.
 
     Args:
         growth: How it is made.
         sha256: That of the base, once all of it has been read.
+
+    Raises:
+        DeepenError: The base's own entry describes another model.
     """
     base, before = growth.base, read_entry(growth.base.source.config)
+    _check_plans(before.steps if before else [], base.depth)
     step = Step(
         method=growth.method.name,
         reference=growth.method.reference,
