@@ -47,7 +47,7 @@ audit:
 	.venv-audit/bin/pip install --quiet pip-audit
 	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
-# Malformed inputs by the thousand, half an hour on two cores; ended, it goes on where it was.
+# Malformed inputs by the thousand, some 20 minutes on two cores; ended, it goes on where it was.
 fuzz: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --write
 

@@ -247,7 +247,10 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             materials(made)
         cores = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        # The index of lm-evaluation-harness is read once a process, for seconds.
+        first = (["evaluate", str(made / "grown"), "--tasks", "x"],)
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(cores, spawn, initializer=run, initargs=first) as pool:
             todo = [
                 pool.submit(attempts, *one, AT_ONCE, made, shrinks=not given_.as_drawn)
                 for one in wanted
