@@ -58,7 +58,7 @@ def test_sound_inputs_work(made):
         assert out
 
 
-@settings(max_examples=50, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_nothing_sound_is_changed(data):
     tree, content = {"a": [1, {"b": 2}], "c": "d"}, b"abc" * 9

@@ -5,6 +5,7 @@ The first of every choice is the mildest, since a failure is shrunk towards it.
 
 import json
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -21,11 +22,13 @@ NASTY: tuple[Any, ...] = (
 """What no field expects, and what some do."""
 _WORDS = st.text("aZ01 .,-_~:;#&*%$@\"'`\\{}[]()<>|\n\t\0\x85é中\u202e\ufeff😀", max_size=8)
 """Texts of signs that mean something somewhere, but no path out of the folder at hand."""
-ANYTHING: st.SearchStrategy[Any] = st.sampled_from(NASTY) | st.recursive(
+_ANYTHING: st.SearchStrategy[Any] = st.sampled_from(NASTY) | st.recursive(
     st.integers() | st.floats() | _WORDS | st.sampled_from(NASTY),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_WORDS, inner),
     max_leaves=6,
 )
+# Copies, since what is put into a tree may be spoilt there by the next change.
+ANYTHING = _ANYTHING.map(deepcopy)
 DEEP = '{"a":' * 3000 + "1" + "}" * 3000
 
 
