@@ -38,8 +38,18 @@ def base_of(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16) -> P
     return folder
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [
+        ("llama-biased", "bfloat16"),
+        *((family, "float32") for family in FAMILIES),
+        *(
+            pytest.param(family, "bfloat16", marks=pytest.mark.slow)
+            for family in FAMILIES
+            if family != "llama-biased"
+        ),
+    ],
+)
 def test_only_the_new_neurons_change(
     family: str, precision: str, recipe: Make, tmp_path: Path
 ) -> None:
