@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deepen.common.errors import DeepenError
 from fuzz.change import spoilt_bytes, spoilt_tree
 from fuzz.kinds import KINDS, materials
-from fuzz.run import attempts, run
+from fuzz.run import MOST_BYTES, attempts, run
 
 EACH = 25
 
@@ -38,6 +38,17 @@ def crash(*_, **__):
 def scatter(*_, **__):
     Path("left").touch()
     raise DeepenError("Two\nlines.")
+
+
+def swell(*_, **__):
+    len(b"\1" * (MOST_BYTES + 10**7))
+    raise DeepenError("One sentence.")
+
+
+def test_memory_of_a_refusal_is_seen(made, monkeypatch):
+    monkeypatch.setattr("deepen.growth.preview.open_model", swell)
+    (broken, *_) = attempts("options", 0, 10, made, shrinks=False).broken
+    assert " took 5" in broken
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def watched() -> Iterator[None]:
         raise TooLongError
 
     before = signal.signal(signal.SIGPROF, end)
-    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    # Again and again: what is raised while garbage is collected is lost.
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS, 1.0)
     faulthandler.dump_traceback_later(30 * MOST_SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -156,6 +157,9 @@ def _use(command: Command, place: Path, *, first: bool) -> tuple[int, str | None
         frames = traceback.extract_tb(error.__traceback__)[-3:]
         where = " ← ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
         return 1, f"raised {type(error).__name__}: {str(error)[:200]} ({where})"
+    taken = peak_resident_bytes() - held
+    if taken > MOST_BYTES and not _begun(command, place):
+        return code, f"took {taken:,} bytes"
     if code == 2:
         if _there(place) != before and not _begun(command, place):
             return 2, f"left something behind: {err[:300]!r}"
@@ -163,9 +167,6 @@ def _use(command: Command, place: Path, *, first: bool) -> tuple[int, str | None
         if command[0] == "verify" and not first and "transformers cannot run" not in err:
             return 2, f"refuses what was accepted: {err[:300]!r}"
         return 2, _no_sentence(err)
-    taken = peak_resident_bytes() - held
-    if taken > MOST_BYTES and command[0] not in _WORKS:
-        return code, f"took {taken:,} bytes"
     # A spoilt lineage or manifest that still is one describes another model, which is denied.
     denied = code == 1 and first and command[0] in ("verify", "reproduce") and not err.strip()
     failed = " ".join(line for line in [*err.splitlines(), *out.splitlines()] if line[:4] != "pass")

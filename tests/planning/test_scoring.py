@@ -1,6 +1,7 @@
 """Scores of blocks on a text, against the model run plainly with one block left out."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,6 +185,12 @@ def test_a_text_that_cannot_be_used_is_one_sentence(llama, tmp_path, content, se
         text.write_bytes(content)
     with pytest.raises(DeepenError, match=sentence):
         deepen.plan(llama, placement="importance", calibration=str(text))
+
+
+def test_a_pipe_is_not_waited_for(llama, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DeepenError, match="is no regular file"):
+        read_calibration(open_model(llama), str(tmp_path / "pipe"))
 
 
 def test_a_text_that_nothing_reads_is_refused(llama):

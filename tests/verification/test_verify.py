@@ -104,6 +104,16 @@ def test_without_a_tokenizer_the_tokens_are_random_and_say_so(llama, tmp_path):
     assert "random tokens" in record.checks[-1].detail
 
 
+def test_both_models_meet_text_behind_bos_where_the_tokenizer_puts_it(llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "bos")
+    tokenizer = tiny.tokenizer("<eos> $A")
+    tokenizer.save_pretrained(folder)
+    tokens, _ = running.sample_tokens(open_model(folder), "one two three", 2, 8)
+    bare, _ = running.sample_tokens(open_model(llama), "one two three", 2, 7)
+    assert (tokens[:, 0] == tokenizer.eos_token_id).all()
+    assert torch.equal(tokens[:, 1:], bare)
+
+
 def test_a_text_of_one_s_own(llama, grown):
     assert deepen.verify(llama, grown, text="median of values", sequences=2, length=9).tokens == 18
     with pytest.raises(DeepenError, match="holds no tokens"):

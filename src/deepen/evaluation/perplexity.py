@@ -10,7 +10,6 @@ that a prediction sees at least one token and never more than its window holds. 
 are those of the predicted tokens' text: everything but the first token's.
 """
 
-import hashlib
 import math
 from array import array
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from deepen.base.registry.texts import text_file
 from deepen.base.text import opening
 from deepen.common.bounded import check_regular
 from deepen.common.errors import DeepenError, DivergedError
+from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
 from deepen.evaluation.answers import TEXT, are_rows, counted, read_answers
 from deepen.records.evaluation import TextScore
@@ -86,8 +86,7 @@ def read(
     file = text_file(file)
     check_regular(file)
     try:
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        sha256 = digest_of(file)
         text = (
             _read_chats(file, sha256, tokenizer, max_tokens, longest_chat)
             if are_rows(file)

@@ -27,7 +27,9 @@ from deepen.base.model import Model
 from deepen.base.registry.texts import text_file
 from deepen.base.streamed import run_explained, streamed
 from deepen.base.text import PASSAGE, opening
+from deepen.common.bounded import check_regular
 from deepen.common.errors import DeepenError
+from deepen.common.files import digest_of
 from deepen.common.progress import Progress, silent
 from deepen.records.growth import Scores
 
@@ -73,20 +75,21 @@ def read_calibration(model: Model, file: str | None) -> Calibration:
             f"The calibration text {name!r} has {len(ids)} tokens, and scores need {_LEAST} at "
             f"least; give a longer one."
         )
-    longest = min(_LONGEST, model.positions or _LONGEST) - len(opening(tokenizer))
+    begins = opening(tokenizer)
+    longest = min(_LONGEST, model.positions or _LONGEST) - len(begins)
     sequences = math.ceil(len(ids) / longest)
     length = len(ids) // sequences
     own = torch.tensor(ids[: sequences * length]).view(sequences, -1)
-    begins = torch.tensor(opening(tokenizer), dtype=own.dtype).expand(sequences, -1)
-    return Calibration(name, sha256, torch.cat([begins, own], 1), begins.shape[1])
+    front = torch.tensor(begins, dtype=own.dtype).expand(sequences, -1)
+    return Calibration(name, sha256, torch.cat([front, own], 1), len(begins))
 
 
 def _read(file: str) -> tuple[str, str, str]:
     """Return a file's name, its SHA-256 and its beginning."""
     path = text_file(file)
+    check_regular(path)
     try:
-        with path.open("rb") as stored:
-            sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
+        sha256 = digest_of(path)
         with path.open(encoding="utf-8") as text:
             content = text.read(_CHARACTERS)
     except UnicodeDecodeError:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepen.base.model import Model
 from deepen.base.streamed import logits, streamed
-from deepen.base.text import PASSAGE
+from deepen.base.text import PASSAGE, opening
 from deepen.common.errors import DeepenError
 from deepen.common.progress import Progress
 from deepen.records.verification import Check
@@ -76,7 +76,9 @@ def sample_tokens(base: Model, text: str | None, sequences: int, length: int) ->
         )
     given = PASSAGE if text is None else text
     try:
-        ids = base.tokenizer()(given, add_special_tokens=False)["input_ids"]
+        tokenizer = base.tokenizer()
+        ids = tokenizer(given, add_special_tokens=False)["input_ids"]
+        begins = opening(tokenizer)
     except Exception:  # whatever is wrong with a tokenizer, the proof can do without it
         ids = None
     if ids is None:
@@ -87,9 +89,8 @@ def sample_tokens(base: Model, text: str | None, sequences: int, length: int) ->
         raise DeepenError("The text to verify with holds no tokens; give another one.")
     # Each sequence starts elsewhere in the text, which is repeated if it is too short.
     starts = [index * len(ids) // sequences for index in range(sequences)]
-    return torch.tensor(
-        [[ids[(start + i) % len(ids)] for i in range(shape[1])] for start in starts]
-    ), "tokens of text"
+    rows = [[*begins, *(ids[(start + i) % len(ids)] for i in range(shape[1]))] for start in starts]
+    return torch.tensor(rows)[:, : shape[1]], "tokens of text"
 
 
 def check_generates(base: Model, model: Model, tokens: Tensor, device: torch.device) -> Check:

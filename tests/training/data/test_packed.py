@@ -64,6 +64,13 @@ def test_every_sequence_begins_with_bos_where_the_tokenizer_does(
         assert row["labels"].tolist() == [-100, *ids[1:]]
 
 
+def test_a_sequence_of_special_tokens_alone_is_refused(file: Path, tmp_path: Path) -> None:
+    config = DataConfig(path=str(file), seed=0, sequence_length=2)
+    tokenizer = tiny.tokenizer("<eos> <eos> $A")
+    with pytest.raises(DeepenError, match="2 tokens holds no text behind the 2 special ones"):
+        load_packed(config, TrainingConfig(max_steps=3), tokenizer, tmp_path, silent)
+
+
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("\n\n".join(DOCUMENTS))
     tokens = flat(load(tmp_path / "t.txt", tmp_path / "cache", sequence_length=1))

@@ -119,7 +119,12 @@ def load_packed(
             f"{data.text_column!r}."
         )
     begins = opening(tokenizer)
-    if tokens + len(begins) < data.sequence_length or len(begins) >= data.sequence_length:
+    if len(begins) >= data.sequence_length:
+        raise DeepenError(
+            f"A sequence of {data.sequence_length} tokens holds no text behind the {len(begins)} "
+            f"special ones that the tokenizer puts in front; raise data.sequence_length."
+        )
+    if tokens + len(begins) < data.sequence_length:
         raise DeepenError(
             f"The data set {data.path!r} (data) holds {tokens} tokens, fewer than one "
             f"sequence of {data.sequence_length}; give more text or a smaller data.sequence_length."
