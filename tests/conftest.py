@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from transformers.utils import logging
 import tiny
 
 logging.disable_progress_bar()
+# A shell ignores it for what runs in its background, and processes that tests start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
