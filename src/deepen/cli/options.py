@@ -63,7 +63,9 @@ def _parameter(name: str) -> Parameter:
     field = GrowRequest.model_fields[name]
     flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
     kind, default, metavar = field.annotation, field.default, None
-    if name == "options":
+    if name == "new_layers":
+        kind, metavar = str | None, "N|auto"
+    elif name == "options":
         flags, kind, default, metavar = ["--set"], list[str] | None, None, "OPTION=VALUE"
     text = " ".join((field.description or "").split())
     option = typer.Option(*flags, help=text, metavar=metavar)

@@ -40,7 +40,7 @@ from deepen.records.growth import (
 )
 
 _LONGEST_DEFAULT = 2048
-MEASURED_ON_TEXT = ("importance", "influence")
+MEASURED_ON_TEXT = ("importance", "influence", "gradient")
 """What placements measure by running the base."""
 UNTRAINABLE = (
     "The weights are quantised, and deepen does not train such: to train new blocks, grow the "
@@ -127,13 +127,24 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
     by = given.measured if given else None
     if request.calibration is not None and by not in MEASURED_ON_TEXT:
         raise DeepenError(
-            f"Only placements by {' and '.join(MEASURED_ON_TEXT)} read a calibration text; name "
+            f"Only placements by {', '.join(MEASURED_ON_TEXT)} read a calibration text; name "
             f"one of them, or leave --calibration out."
+        )
+    if by == "gradient" and request.calibration is None:
+        raise DeepenError(
+            "Placement 'gradient' measures what a text would teach new blocks; name the text that "
+            "they are to learn by --calibration."
+        )
+    if request.new_layers == "auto" and by is None:
+        raise DeepenError(
+            f"--new-layers auto counts the gaps that stand out by a score; name a placement by "
+            f"measurement ({', '.join(placement.SCORED)}), or a number."
         )
     measured = cache(partial(_scores, base, by or "", request.calibration, device, progress))
     where = PlacementRequest(
         depth=base.depth,
-        new_layers=request.new_layers,
+        new_layers=None if request.new_layers == "auto" else request.new_layers,
+        auto=request.new_layers == "auto",
         placement=given,
         per_gap=request.per_gap,
         scores=lambda: measured().values,
@@ -157,9 +168,9 @@ def _scores(
     """Score the base's blocks, or the gaps between them, as a placement asks."""
     _ = base.in_memory  # refuses what transformers would, before anything is measured
     if by in MEASURED_ON_TEXT:
-        from deepen.planning.scoring import score_blocks
+        from deepen.planning.scoring.score import score
 
-        return score_blocks(base, by, calibration, device, progress)
+        return score(base, by, calibration, device, progress)
     from deepen.alignment.measure import gap_scores
 
     values = [round(score, 6) for score in gap_scores(base, device, progress)]

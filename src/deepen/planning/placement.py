@@ -9,6 +9,7 @@ and what is measured for the others is told in docs/placement.md.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from deepen.common.errors import DeepenError, unknown
@@ -22,6 +23,7 @@ SCORED = {
     "importance-high": -1,
     "influence": 1,
     "influence-high": -1,
+    "gradient": -1,
 }
 """Placements by measurement → sign of a score in the order they prefer."""
 NAMES = ("top", "middle", "bottom", "top-bottom", "uniform", *SCORED)
@@ -50,7 +52,7 @@ class Placement:
 
     @property
     def measured(self) -> str | None:
-        """What it is measured by: ``quality``, ``importance`` or ``influence``, if it is."""
+        """What it is measured by, if it is: the name without ``-high`` or ``-low``."""
         return self.name.partition("-")[0] if self.name in SCORED else None
 
 
@@ -62,6 +64,8 @@ class PlacementRequest:
     """Number of blocks of the base."""
     new_layers: int | None = None
     """Number of new blocks."""
+    auto: bool = False
+    """As many new blocks as gaps stand out by their scores; see ``stands_out``."""
     placement: Placement | None = None
     """Strategy or explicit list."""
     per_gap: int = 1
@@ -150,7 +154,8 @@ def in_gaps(request: PlacementRequest, default: str, *, copies: bool) -> Plan:
         order = list(range(low, high + 1, 2))
         wanted = len(order) if request.new_layers is None else wanted
     elif placement.name in SCORED:
-        order = _by_score(placement, depth, slots, request.scores)
+        order = _by_score(placement, slots, request)
+        wanted = len(order) if request.auto else wanted
     else:
         order = _preferred(placement.name, depth, slots, wanted)
     if wanted > len(order) * per_gap:
@@ -174,18 +179,25 @@ def _check_depth(depth: int, new: int) -> None:
         )
 
 
-def _by_score(
-    placement: Placement, depth: int, slots: int, scores: Callable[[], Sequence[float]] | None
-) -> list[int]:
-    """List as many gaps as half of the blocks, those that the placement prefers in front."""
-    if scores is None:
+def _by_score(placement: Placement, slots: int, request: PlacementRequest) -> list[int]:
+    """List as many gaps as half of the blocks, or those that stand out, the preferred in front."""
+    if request.scores is None:
         raise DeepenError(
             f"Placement {placement.name!r} needs the base's weights; name another one here."
         )
-    scored, sign = scores(), SCORED[placement.name]
-    gaps = range(min(slots, len(scored)))
-    order = sorted(gaps, key=lambda gap: (sign * scored[gap], -gap))
-    return order[: max(1, depth // 2)]
+    sign = SCORED[placement.name]
+    scored = [sign * score for score in request.scores()[:slots]]
+    order = sorted(range(len(scored)), key=lambda gap: (scored[gap], -gap))
+    order = order[: max(1, request.depth // 2)]
+    return [gap for gap in order if stands_out(scored[gap], scored)] if request.auto else order
+
+
+def stands_out(score: float, scores: Sequence[float]) -> bool:
+    """Whether a score, the less the better, is nearer to the best of all than to their median.
+
+    The median, because few blocks at the ends of a stack have scores of another size.
+    """
+    return 2 * score <= min(scores) + median(scores)
 
 
 def _listed(placement: Placement, depth: int, new_layers: int | None, slots: int) -> list[int]:

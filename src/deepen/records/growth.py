@@ -34,11 +34,15 @@ class GrowChoice(Record):
 
     method: str = "opt-deus"
     """Growth method; `deepen methods` lists them."""
-    new_layers: int | None = None
-    """Number of new blocks; by default what the method's paper does, half of the base's."""
+    new_layers: int | Literal["auto"] | None = None
+    """Number of new blocks; by default what the method's paper does, half of the base's; auto is
+    as many as stand out by the scores of a placement by measurement."""
     placement: str | None = None
     """top, middle, bottom, top-bottom, uniform, spread:4-12, periods, quality, importance,
-    influence (see docs/placement.md), or after:3,4,5; by default the method's own."""
+    influence, gradient (see docs/placement.md), or after:3,4,5; by default the method's own."""
+    calibration: str | None = None
+    """Text that placements importance, influence and gradient are measured on, a file or
+    registry:TEXT/PART; by default the passage that verify reads, but for gradient."""
     per_gap: int = 1
     """How many new blocks a gap may take."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -52,16 +56,14 @@ class GrowRequest(GrowChoice):
     """Seed of everything random."""
     device: str = "auto"
     """Where new blocks are computed: auto, cpu, cuda, cuda:1, …"""
-    calibration: str | None = None
-    """Text that placements importance and influence are measured on; by default the passage that
-    verify reads."""
 
 
 class Scores(Record):
     """What a placement was chosen by."""
 
     by: str
-    """What was measured: ``importance``, ``influence``, or ``quality`` of alignment."""
+    """What was measured: ``importance``, ``influence``, ``gradient``, or ``quality`` of
+    alignment."""
     of: Literal["blocks", "gaps"]
     """What has a score: every block, or every gap between two."""
     values: list[float]

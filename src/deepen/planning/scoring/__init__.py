@@ -1,0 +1,1 @@
+"""What blocks and gaps of a base are worth on a text, before anything is trained."""
