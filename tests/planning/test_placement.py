@@ -108,6 +108,20 @@ def test_scores_decide_where_they_are_asked_for():
         gaps_of("quality", 8, 1)
 
 
+def test_as_many_gaps_as_stand_out():
+    """Nearer to the best score than to the median, and half of the blocks at most."""
+    scores = [9.0, 1.0, 5.0, 3.0, 2.9, 5.0, 5.1, 0.9]
+
+    def auto(name: str, depth: int) -> list[int]:
+        request = PlacementRequest(depth, None, parse(name), 1, lambda: scores[:depth], auto=True)
+        return [block.below for block in in_gaps(request, "top", copies=True).inserts]
+
+    assert auto("importance", 8) == [1, 7]  # median 3.95, best 0.9: up to 2.425
+    assert auto("importance-high", 8) == [0]  # from (9 + 3.95) / 2 on
+    assert auto("importance", 5) == [1]  # median 3, best 1: up to 2
+    assert auto("influence", 1) == [0]
+
+
 def test_scores_of_blocks_reach_the_open_gap_where_new_blocks_are_copies():
     scores = [3.0, 2.0, 1.0, 0.5]
     for copies, gaps in ((True, [2, 3]), (False, [1, 2])):

@@ -64,8 +64,6 @@ class PlacementRequest:
     """Number of blocks of the base."""
     new_layers: int | None = None
     """Number of new blocks."""
-    auto: bool = False
-    """As many new blocks as gaps stand out by their scores; see ``stands_out``."""
     placement: Placement | None = None
     """Strategy or explicit list."""
     per_gap: int = 1
@@ -76,6 +74,8 @@ class PlacementRequest:
     """The method's own options; only methods whose options say where blocks go ask."""
     rule: Rule | None = None
     """Says what blocks are in a deeper stack; only ``periods`` asks."""
+    auto: bool = False
+    """As many new blocks as gaps stand out by their scores; see ``stands_out``."""
 
 
 def parse(text: str) -> Placement:

@@ -112,8 +112,13 @@ def _proven(proofs: Sequence[AlignmentProof]) -> str:
     return "; ".join([*parts, *([f"not aligned: {', '.join(others)}"] if others else [])])
 
 
-def growth(record: GrowRecord) -> Group:
+def growth(record: GrowRecord) -> Table:
     """Show what was done, or what would be."""
+    return facts(_growth(record))
+
+
+def _growth(record: GrowRecord) -> list[tuple[str, str | Text]]:
+    """List what was done, or what would be."""
     step = record.step
     options = ", ".join(f"{key}={value}" for key, value in record.chosen_options.items())
     share = record.trainable_parameters / record.parameters
@@ -135,8 +140,7 @@ def growth(record: GrowRecord) -> Group:
     if record.out is not None:
         rows += [("written to", record.out), ("manifest", f"SHA-256 {record.manifest}")]
         rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
-    rows += [("note", note) for note in record.notes]
-    return Group(facts(rows))
+    return [*rows, *(("note", note) for note in record.notes)]
 
 
 def plan(record: PlanRecord) -> Group:
@@ -157,7 +161,10 @@ def plan(record: PlanRecord) -> Group:
         f"{' with activation checkpointing' if cost.activation_checkpointing else ''}; step time "
         "and memory (in brackets) relative to full training of the grown model."
     )
-    return Group(growth(record.growth), Text(), table, Text(conditions, "dim"))
+    rows = _growth(record.growth)
+    if record.advice is not None:
+        rows.append(("advice", written.advised(record.advice, record.growth.base_depth)))
+    return Group(facts(rows), Text(), table, Text(conditions, "dim"))
 
 
 def training(record: TrainRecord) -> Table:

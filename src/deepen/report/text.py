@@ -162,3 +162,14 @@ def scored(scores: Scores) -> str:
     values = "  ".join(f"{index}: {value:.4g}" for index, value in enumerate(scores.values))
     text = f" on {scores.tokens:,} tokens of {scores.text}" if scores.text else ""
     return f"{scores.by} of {scores.of}{text}\n{values}"
+
+
+def advised(scores: Scores, depth: int) -> str:
+    """Say which gaps between two blocks a text promises most."""
+    inner = range(depth - 1)
+    best = sorted(inner, key=lambda gap: -scores.values[gap])[:4]
+    then = f", then those above {', '.join(map(str, best[1:]))}" if best[1:] else ""
+    return (
+        f"on {scores.tokens:,} tokens of {scores.text} the gap above block {best[0]} promises most"
+        f"{then} (--placement gradient)"
+    )

@@ -1,10 +1,13 @@
 """Placements by what was measured, and what the lineage tells of it."""
 
 import hashlib
+import io
 import shutil
+import statistics
 
 import pytest
 import torch
+from rich.console import Console
 
 import deepen
 import tiny
@@ -14,6 +17,8 @@ from deepen.common.errors import DeepenError
 from deepen.planning.scoring.blocks import influences
 from deepen.planning.scoring.calibration import read_calibration
 from deepen.planning.scoring.score import score
+from deepen.records.growth import PlanRecord
+from deepen.report import terminal
 
 CPU = torch.device("cpu")
 
@@ -66,10 +71,55 @@ def test_bos_stands_before_every_sequence_and_has_no_influence(llama, tmp_path):
     assert scores.values != pytest.approx(influences(model, text.tokens, CPU), abs=1e-6)
 
 
-def test_a_text_that_nothing_reads_is_refused(llama):
+def test_a_text_that_nothing_reads_is_refused(llama, tmp_path):
     for placement in (None, "top", "quality"):
         with pytest.raises(DeepenError, match="leave --calibration out"):
-            deepen.plan(llama, placement=placement, calibration="text.txt")
+            deepen.grow(llama, tmp_path / "out", placement=placement, calibration="text.txt")
+
+
+def test_plan_reads_a_text_that_growing_does_not_and_says_what_it_promises(llama, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("The water of the river takes up what the hills give it. " * 40)
+    advised = deepen.plan(llama, placement="top", new_layers=1, calibration=str(text))
+    placed = deepen.plan(llama, placement="gradient", new_layers=1, calibration=str(text))
+    assert advised.growth.step.scores is None
+    assert advised.advice == placed.growth.step.scores
+    assert (advised.advice.by, advised.advice.of, placed.advice) == ("gradient", "gaps", None)
+    values = advised.advice.values
+    best = max(range(5), key=lambda gap: values[gap])
+    assert placed.growth.step.plan[best + 1] == [best, best + 1, 0.5]
+    assert f"the gap above block {best} promises most, then" in advised_text(advised)
+
+
+def advised_text(record: PlanRecord) -> str:
+    console = Console(width=1000, file=io.StringIO())
+    console.print(terminal.plan(record))
+    return console.file.getvalue()
+
+
+def test_as_many_blocks_as_stand_out(llama):
+    request = {"method": "llama-pro", "placement": "importance", "new_layers": "auto"}
+    step = deepen.plan(llama, **request).growth.step
+    values = step.scores.values
+    wanted = [i for i, v in enumerate(values) if 2 * v <= min(values) + statistics.median(values)]
+    wanted = sorted(wanted, key=lambda i: values[i])[:3]
+    assert [block[0] for block in step.plan if isinstance(block, list)] == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"placement": "gradient"}, "name the text that they are to learn by --calibration"),
+        ({"new_layers": "auto"}, "name a placement by measurement .*, or a number"),
+        ({"new_layers": "auto", "placement": "top"}, "name a placement by measurement"),
+        ({"new_layers": "auto", "method": "solar"}, "name a placement by measurement"),
+        ({"new_layers": "auto", "method": "repeat"}, "name a placement by measurement"),
+        ({"new_layers": "some"}, "'new_layers' in the request cannot be 'some'"),
+    ],
+)
+def test_what_no_score_can_say_is_one_sentence(llama, how, sentence):
+    with pytest.raises(DeepenError, match=sentence):
+        deepen.plan(llama, **how)
 
 
 def test_a_model_that_computes_no_numbers_has_no_scores(tmp_path):
