@@ -20,7 +20,7 @@ from deepen.common.progress import Progress as Report
 from deepen.comparison import balance
 from deepen.comparison import statistics as aggregate
 from deepen.records.evaluation import EvalRecord
-from deepen.records.growth import AlignmentProof, GrowRecord, PlanRecord, Step
+from deepen.records.growth import GrowRecord, PlanRecord, Step
 from deepen.records.study import ArmRecord, StudySummary
 from deepen.records.training import StepTime, TrainRecord
 from deepen.records.verification import Check, InspectRecord, VerifyRecord
@@ -98,20 +98,6 @@ def _made_from(step: Step) -> str:
     )
 
 
-def _proven(proofs: Sequence[AlignmentProof]) -> str:
-    """Say in how many gaps a block was aligned, and how far aligning changed what it computes."""
-    changes = [proof.relative_change for proof in proofs if proof.aligned]
-    parts = [f"{len(changes)} of {len(proofs)} gaps"]
-    if changes:
-        parts.append(f"what an aligned block computes changes by {max(changes):.0e} at most")
-    others = [
-        f"{proof.below}|{proof.above} (would change by {proof.relative_change:.0e})"
-        for proof in proofs
-        if not proof.aligned
-    ]
-    return "; ".join([*parts, *([f"not aligned: {', '.join(others)}"] if others else [])])
-
-
 def growth(record: GrowRecord) -> Table:
     """Show what was done, or what would be."""
     return facts(_growth(record))
@@ -131,7 +117,7 @@ def _growth(record: GrowRecord) -> list[tuple[str, str | Text]]:
         *([("scores", written.scored(step.scores))] if step.scores else []),
         ("stack", stack(record.depth, step.new_blocks)),
         ("made from", _made_from(step)),
-        *([("aligned", _proven(record.proofs))] if record.proofs else []),
+        *([("aligned", written.proven(record.proofs))] if record.proofs else []),
         ("parameters", f"{record.base_parameters:,} → {record.parameters:,} (+{added:.1%})"),
         ("to train", f"{record.trainable_parameters:,} ({share:.1%})"),
         ("function", "that of the base" if step.preserves_function else moved),
@@ -162,7 +148,7 @@ def plan(record: PlanRecord) -> Group:
         "and memory (in brackets) relative to full training of the grown model."
     )
     rows = _growth(record.growth)
-    if record.advice is not None:
+    if record.advice:
         rows.append(("advice", written.advised(record.advice, record.growth.base_depth)))
     return Group(facts(rows), Text(), table, Text(conditions, "dim"))
 

@@ -1,12 +1,12 @@
-"""Numbers as a person reads them."""
+"""Numbers, and what records hold of scores and proofs, as a person reads them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
 from deepen.comparison.statistics import SHARES
-from deepen.records.growth import Scores
+from deepen.records.growth import AlignmentProof, Scores
 
 _NAMES: Mapping[str, str] = {
     "token_perplexity": "perplexity",
@@ -162,6 +162,20 @@ def scored(scores: Scores) -> str:
     values = "  ".join(f"{index}: {value:.4g}" for index, value in enumerate(scores.values))
     text = f" on {scores.tokens:,} tokens of {scores.text}" if scores.text else ""
     return f"{scores.by} of {scores.of}{text}\n{values}"
+
+
+def proven(proofs: Sequence[AlignmentProof]) -> str:
+    """Say in how many gaps a block was aligned, and how far aligning changed what it computes."""
+    changes = [proof.relative_change for proof in proofs if proof.aligned]
+    parts = [f"{len(changes)} of {len(proofs)} gaps"]
+    if changes:
+        parts.append(f"what an aligned block computes changes by {max(changes):.0e} at most")
+    others = [
+        f"{proof.below}|{proof.above} (would change by {proof.relative_change:.0e})"
+        for proof in proofs
+        if not proof.aligned
+    ]
+    return "; ".join([*parts, *([f"not aligned: {', '.join(others)}"] if others else [])])
 
 
 def advised(scores: Scores, depth: int) -> str:
