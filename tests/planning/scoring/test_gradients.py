@@ -62,7 +62,7 @@ def test_a_promise_is_what_the_grown_models_own_gradients_say(family):
             float((a.sign() * b * mask).sum())
             for a, b, (_, mask) in zip(own, others, outputs, strict=True)
         )
-        assert found[gap].fall == pytest.approx(fall, rel=1e-3, abs=1e-4)
+        assert found[gap] == pytest.approx(fall, rel=1e-3, abs=1e-4)
 
 
 def test_the_open_gap_takes_a_copy_of_the_last_block():
@@ -74,27 +74,7 @@ def test_the_open_gap_takes_a_copy_of_the_last_block():
     own, others = (gradients(grown, outputs, IDS[first::2]) for first in (0, 1))
     fall = sum(float((a.sign() * b).sum()) for a, b in zip(own, others, strict=True))
     assert len(found) == last + 1
-    assert found[last].fall == pytest.approx(fall, rel=1e-3)
-
-
-def test_the_change_is_that_of_the_stream_after_a_first_step():
-    module, gap, rate = shrink.model("llama"), 2, 1e-4
-    found = promises(opened(module), IDS, CPU)[gap]
-    grown = deepen.grow_model(module, placement=f"after:{gap}", **COPY)
-    outputs = outputs_of(grown, gap + 1)
-    with torch.no_grad():
-        states = []
-        for stepped in (False, True):
-            if stepped:
-                with torch.enable_grad():
-                    own = gradients(grown, outputs, IDS[::2])
-                for (parameter, _), gradient in zip(outputs, own, strict=True):
-                    parameter -= rate * gradient.sign()
-            hidden = grown(IDS, use_cache=False, output_hidden_states=True).hidden_states
-            states.append(hidden[gap + 2])
-    before, after = states
-    change = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean() / rate
-    assert found.change == pytest.approx(float(change), rel=0.01)
+    assert found[last] == pytest.approx(fall, rel=1e-3)
 
 
 def test_a_text_that_is_learned_promises_more_than_one_that_is_not():
@@ -102,8 +82,8 @@ def test_a_text_that_is_learned_promises_more_than_one_that_is_not():
     model = opened(shrink.model("llama"))
     alike = promises(model, IDS[:1].expand(4, -1), CPU)
     others = promises(model, IDS, CPU)
-    assert all(a.fall > b.fall for a, b in zip(alike, others, strict=True))
-    assert all(a.fall > 0 for a in alike), "a step promises its own sequence to fall"
+    assert all(a > b for a, b in zip(alike, others, strict=True))
+    assert all(a > 0 for a in alike), "a step promises its own sequence to fall"
 
 
 def test_blocks_are_read_twice_and_left_as_they_were(llama, monkeypatch):

@@ -48,7 +48,7 @@ def read_calibration(model: Model, file: str | None, *, sequences: int = 1) -> C
     """
     tokenizer = model.tokenizer()
     name, sha256, content = ("passage", _sha256(PASSAGE), PASSAGE) if file is None else _read(file)
-    ids = tokenizer(content, add_special_tokens=False)["input_ids"][:_MOST]
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"][:_MOST]
     if len(ids) < _LEAST:
         raise DeepenError(
             f"The calibration text {name!r} has {len(ids)} tokens, and scores need {_LEAST} at "

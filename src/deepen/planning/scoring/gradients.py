@@ -10,7 +10,7 @@ down the stack; the states at all gaps are kept.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,34 +24,17 @@ from deepen.base.model import Model
 from deepen.base.streamed import run_explained
 from deepen.common.progress import Progress, silent
 from deepen.common.system import return_freed_memory
-from deepen.planning.scoring.passes import running, skipped, split
-
-_SMALL = 2.0**-13
-"""Learning rate at which a step's change of the stream is measured; small, so that it is linear."""
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What the first step of a silent new block in a gap would do, to first order."""
-
-    fall: float
-    """How far the loss of sequences that did not make the step falls, in nats per token, per unit
-    of the learning rate."""
-    change: float
-    """How far the stream changes there, relative to its norm, per unit of the learning rate."""
-
-    @property
-    def score(self) -> float:
-        """What is promised for a given relative change of the stream, in nats per token."""
-        return self.fall / self.change if self.change else 0.0
+from deepen.planning.scoring.passes import Rest, running, skipped, split
 
 
 def promises(
     model: Model, tokens: Tensor, device: torch.device, progress: Progress = silent
-) -> list[Promise]:
+) -> list[float]:
     """Return what a text promises each gap, that above the last block included, from bottom to top.
 
-    What blocks pass on beside the stream, and gates' choice of experts, are taken as given.
+    By how much the loss of sequences that did not make a new block's first step falls, to first
+    order, in nats per token and unit of the learning rate. What blocks pass on beside the stream,
+    and gates' choice of experts, are taken as given.
 
     Args:
         model: The model.
@@ -62,23 +45,21 @@ def promises(
     Raises:
         DeepenError: transformers cannot run the model.
     """
-    calls: list[_Call] = []
-    outputs: list[Any] = []
-    tokens = tokens.to(device)
+    tokens, seen = tokens.to(device), _Pass()
     with running(model, device) as (module, blocks):
-        with _recorded(blocks, calls, outputs):
+        with _recorded(blocks, seen):
             module(tokens, use_cache=False)
-        final, gradient = _gradient_on_top(module, blocks, outputs, tokens)
-    found: list[Promise] = []
+        gradient = _gradient_on_top(module, blocks, seen, tokens)
+    found: list[float] = []
     with run_explained(model):
         for index in reversed(range(model.depth)):
             progress("scoring gaps", 1 - (index + 1) / model.depth)
-            block = _Block(model, index, blocks[index], calls[index], device)
+            block = _Block(model, index, blocks[index], seen.calls[index], device)
             if not found:
-                found.append(block.promise(final, gradient))
+                found.append(block.promise(seen.final, gradient))
             gradient = block.backward(gradient)
             if index:
-                found.append(block.promise(calls[index].state, gradient))
+                found.append(block.promise(seen.calls[index].state, gradient))
             del block
             return_freed_memory()
     progress("scored gaps", 1.0)
@@ -103,6 +84,18 @@ class _Call:
         if self.args:
             return (state.clone(), *self.args[1:]), dict(self.kwargs)
         return (), {**self.kwargs, "hidden_states": state.clone()}
+
+
+@dataclass
+class _Pass:
+    """What was seen of a forward pass."""
+
+    calls: list[_Call] = field(default_factory=list)
+    """How each block was called."""
+    rests: list[Rest] = field(default_factory=list)
+    """What each returned behind the stream."""
+    final: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The stream above the last block."""
 
 
 class _Block:
@@ -136,8 +129,8 @@ class _Block:
             made = self._run(state)
         return torch.autograd.grad(made, state, gradient)[0]
 
-    def promise(self, state: Tensor, gradient: Tensor) -> Promise:
-        """Say what the first step of a silent copy would do.
+    def promise(self, state: Tensor, gradient: Tensor) -> float:
+        """Say how far the first step of a silent copy would let the loss fall.
 
         Args:
             state: The stream where the copy would stand.
@@ -160,12 +153,8 @@ class _Block:
             )
             for first in (0, 1)
         )
-        step = {name: slope.sign() for name, slope in zip(start, own, strict=True)}
-        fall = sum(float((s * g).sum()) for s, g in zip(step.values(), others, strict=True))
-        moved = {name: value.detach() - _SMALL * step[name] for name, value in start.items()}
-        change = (self._run(state, moved) - state).norm(dim=-1) / state.norm(dim=-1)
-        tokens = len(gradient[1::2]) * (gradient.shape[1] - 1)
-        return Promise(fall / tokens, float(change.mean()) / _SMALL)
+        fall = sum(float((a.sign() * b).sum()) for a, b in zip(own, others, strict=True))
+        return fall / (len(gradient[1::2]) * (gradient.shape[1] - 1))
 
 
 class _Outputs:
@@ -198,17 +187,16 @@ class _Outputs:
 
 
 @contextmanager
-def _recorded(
-    blocks: Iterable[nn.Module], calls: list[_Call], outputs: list[Any]
-) -> Iterator[None]:
-    """Keep how every block is called, and what it returns."""
+def _recorded(blocks: Iterable[nn.Module], seen: _Pass) -> Iterator[None]:
+    """Keep what is seen as blocks run."""
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
         call = _Call(args, kwargs)
-        calls.append(_Call(*call.on(call.state)))
+        seen.calls.append(_Call(*call.on(call.state)))
 
-    def leave(*seen: Any) -> None:
-        outputs.append(seen[-1])
+    def leave(_: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        seen.final, rest = split(output)
+        seen.rests.append(rest)
 
     with ExitStack() as hooks:
         for block in blocks:
@@ -220,17 +208,15 @@ def _recorded(
 def _gradient_on_top(
     module: Any,  # noqa: ANN401 (a transformers model)
     blocks: Sequence[nn.Module],
-    outputs: Sequence[Any],
+    seen: _Pass,
     tokens: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the stream above the last block, and the gradient of the summed loss by it."""
-    rests = [split(output)[1] for output in outputs]
-    final = split(outputs[-1])[0]
+) -> Tensor:
+    """Return the gradient of the summed loss by the stream above the last block."""
     gradients = []
-    for ids, row in zip(tokens.split(1), final.split(1), strict=True):  # logits are large
+    for ids, row in zip(tokens.split(1), seen.final.split(1), strict=True):  # logits are large
         state = row.clone().requires_grad_()
-        with torch.enable_grad(), skipped(zip(blocks, rests, strict=True), state):
+        with torch.enable_grad(), skipped(zip(blocks, seen.rests, strict=True), state):
             logits = module(ids, use_cache=False).logits[0]
             loss = cross_entropy(logits[:-1].float(), ids[0, 1:], reduction="sum")
         gradients.append(torch.autograd.grad(loss, state)[0])
-    return final, torch.cat(gradients)
+    return torch.cat(gradients)

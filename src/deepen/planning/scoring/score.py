@@ -33,7 +33,7 @@ def score(
     calibration = read_calibration(model, file, sequences=2 if by == "gradient" else 1)
     tokens, begins = calibration.tokens, calibration.opening
     if by == "gradient":
-        values = [found.score for found in promises(model, tokens, device, progress)]
+        values = promises(model, tokens, device, progress)
     elif by == "importance":
         values = importances(model, tokens, device, progress)
     else:
