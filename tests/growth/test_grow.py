@@ -1,10 +1,9 @@
 """Growing end to end: bytes, memory layout, resume, refusal."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 
 import pytest
@@ -21,6 +20,7 @@ from deepen.growth import staging
 from deepen.growth.base_files import BASE_FILES, MANIFEST
 from deepen.planning.layout import layout
 from deepen.planning.plan import Plan
+from faults import in_child
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -175,15 +175,6 @@ def test_growing_an_untrained_growth_again_keeps_the_size_of_its_features(llama,
         assert new > 0.5 * parent
 
 
-KILLED = """
-import os, signal, sys, deepen
-def progress(stage, share):
-    if "writing" in stage and share > 0.6:
-        os.kill(os.getpid(), signal.SIGKILL)
-deepen.grow(sys.argv[1], sys.argv[2], method="lesa", max_shard_size="20KB", progress=progress)
-"""
-
-
 def test_a_killed_run_leaves_nothing_at_out_and_resumes_to_the_same_bytes(llama, tmp_path):
     out = tmp_path / "grown"
     unfinished = killed(llama, out)
@@ -207,8 +198,13 @@ def test_a_killed_run_leaves_nothing_at_out_and_resumes_to_the_same_bytes(llama,
 
 def killed(base, out):
     """Grow in a process that is killed in the middle; return its unfinished folder."""
-    run = subprocess.run([sys.executable, "-c", KILLED, str(base), str(out)], check=False)
-    assert run.returncode == -signal.SIGKILL
+
+    def progress(stage, share):
+        if "writing" in stage and share > 0.6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    how = {"method": "lesa", "max_shard_size": "20KB", "progress": progress}
+    assert in_child(lambda: deepen.grow(base, out, **how)) == -signal.SIGKILL
     return out.with_name(f".{out.name}.deepen-unfinished") / "whole"
 
 
