@@ -7,6 +7,8 @@ import pytest
 
 from deepen.base.text import PASSAGE
 from deepen.growth.grow import grow
+from deepen.records.training import TrainRecord
+from deepen.training import train
 from deepen.training.recipe import Recipe
 from runs import Make
 
@@ -27,9 +29,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def recipe(grown: Path, corpus: Path, tmp_path: Path) -> Make:
-    """Make a recipe of six small steps; data and training settings can be changed."""
+def recipes(folder: Path, grown: Path, corpus: Path) -> Make:
+    """Return what makes recipes of six small steps, whose output is in a folder."""
 
     def make(
         data: dict[str, Any] | None = None,
@@ -49,8 +50,20 @@ def recipe(grown: Path, corpus: Path, tmp_path: Path) -> Make:
                     "save_every": 2,
                 }
                 | training,
-                "output": str(tmp_path / output),
+                "output": str(folder / output),
             }
         )
 
     return make
+
+
+@pytest.fixture
+def recipe(grown: Path, corpus: Path, tmp_path: Path) -> Make:
+    """Make a recipe of six small steps; data and training settings can be changed."""
+    return recipes(tmp_path, grown, corpus)
+
+
+@pytest.fixture(scope="session")
+def whole(grown: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRecord:
+    """The pre-training of an unchanged recipe, which nobody disturbed; read only."""
+    return train(recipes(tmp_path_factory.mktemp("whole"), grown, corpus)(), "cpt")

@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 import deepen
+from deepen.records.training import TrainRecord
 from deepen.training import run, train
 from runs import Interrupted, Make, losses
 
@@ -58,8 +59,9 @@ def test_the_engine_calls_them_and_the_run_is_the_same(
     assert again.events == []
 
 
-def test_a_run_that_is_stopped_tells_what_it_saw(recipe: Make, llama: Path) -> None:
-    whole = train(recipe(output="whole"), "cpt")
+def test_a_run_that_is_stopped_tells_what_it_saw(
+    recipe: Make, whole: TrainRecord, llama: Path
+) -> None:
     said: list[str] = []
     record = train(recipe(), "cpt", callbacks=[Watcher(stop=4)], tell=said.append)
     assert said[-1] == "Stopped by a callback after step 4."

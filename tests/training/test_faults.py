@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import tiny
+from deepen.records.training import TrainRecord
 from deepen.training import train
 from faults import Tally, codes_of_two, in_child, tally_of
 from runs import Interrupted, Make, losses
@@ -55,10 +56,9 @@ class Killer:
 
 @few_and_many
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
-    recipe: Make, tmp_path: Path, tally: Tally, points: int
+    recipe: Make, whole: TrainRecord, tmp_path: Path, tally: Tally, points: int
 ) -> None:
-    expected = train(recipe(output="whole"), "cpt")
-    model = tiny.read(tmp_path / "whole" / "model")
+    model = tiny.read(Path(whole.output) / "model")
     reader, writer = os.pipe()
 
     def count() -> None:
@@ -79,7 +79,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(
         finished = (tmp_path / out / "record.json").exists()
         assert not left.exists() or tiny.read(left) == model
         record = train(recipe(output=out), "cpt")
-        assert losses(record) == losses(expected)
+        assert losses(record) == losses(whole)
         assert tiny.read(left) == model
         step = record.resumed_from_step
         gone_on = f"gone on after step {step}" if step else "begun again"
@@ -103,9 +103,8 @@ def turned(content: bytes) -> bytes:
 
 @pytest.mark.faults
 def test_whatever_is_damaged_in_a_checkpoint_costs_its_steps_alone(
-    recipe: Make, tmp_path: Path, tally: Tally
+    recipe: Make, whole: TrainRecord, tmp_path: Path, tally: Tally
 ) -> None:
-    expected = train(recipe(output="whole"), "cpt")
 
     def progress(stage: str, share: float) -> None:
         if stage.startswith("cpt") and share >= 5 / 6:
@@ -125,7 +124,7 @@ def test_whatever_is_damaged_in_a_checkpoint_costs_its_steps_alone(
                 (out / file).write_bytes(content)
             do(out / "checkpoints/checkpoint-4" / name)
             record = train(recipe(output=out.name), "cpt")
-            assert losses(record) == losses(expected)
+            assert losses(record) == losses(whole)
             resumed[record.resumed_from_step] += 1
             found = f"gone on after step {record.resumed_from_step}"
             tally(f"a file of the newest checkpoint {harm}", found)
@@ -136,12 +135,11 @@ def test_whatever_is_damaged_in_a_checkpoint_costs_its_steps_alone(
 
 
 @pytest.mark.faults
-def test_two_runs_at_one_output_are_one(recipe: Make, tmp_path: Path, tally: Tally) -> None:
-    expected = train(recipe(output="whole"), "cpt")
+def test_two_runs_at_one_output_are_one(recipe: Make, whole: TrainRecord, tally: Tally) -> None:
     for index in range(10):
         asked = recipe(output=f"both-{index}")
         codes = codes_of_two(lambda asked=asked: train(asked, "cpt"))
         # One that starts after the other has ended finds a finished run.
         assert codes in ([0, 2], [0, 0])
-        assert losses(train(asked, "cpt")) == losses(expected)
+        assert losses(train(asked, "cpt")) == losses(whole)
         tally("two `train` at one output at once", f"exit codes {codes[0]} and {codes[1]}")

@@ -3,39 +3,26 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import tiny
 from deepen.common.errors import DeepenError
-from deepen.common.settings import write_yaml
+from deepen.records.training import TrainRecord
 from deepen.training import train
+from faults import in_child
 from runs import Interrupted, Make, interrupted, losses
-
-KILLED = """
-import os, signal, sys
-from deepen.training import load_recipe, train
-
-def progress(stage, share):
-    if stage.startswith(sys.argv[2]) and share >= float(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train(load_recipe(sys.argv[1]), sys.argv[2], progress=progress)
-"""
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
-def test_any_step_may_be_the_last(recipe: Make, step: int) -> None:
-    expected = train(recipe(output="whole"), "cpt")
+def test_any_step_may_be_the_last(recipe: Make, whole: TrainRecord, step: int) -> None:
     record = interrupted(recipe, step)
-    assert losses(record) == losses(expected)
+    assert losses(record) == losses(whole)
     # A log line comes before its step's checkpoint.
     assert record.resumed_from_step == ((step - 1) // 2 * 2 or None)
     model = Path(record.output) / "model" / "model.safetensors"
-    assert model.read_bytes() == (Path(expected.output) / "model" / model.name).read_bytes()
+    assert model.read_bytes() == (Path(whole.output) / "model" / model.name).read_bytes()
     walls = [point.wall_seconds for point in record.curve]
     assert walls == sorted(walls)
 
@@ -46,12 +33,11 @@ def test_means_over_several_steps_are_the_same_too(recipe: Make) -> None:
     assert losses(interrupted(recipe, 4, **settings)) == losses(expected)
 
 
-def test_a_half_written_checkpoint_is_passed_over(recipe: Make) -> None:
+def test_a_half_written_checkpoint_is_passed_over(recipe: Make, whole: TrainRecord) -> None:
     def progress(stage: str, share: float) -> None:
         if stage.startswith("cpt") and share >= 5 / 6:
             raise Interrupted
 
-    expected = train(recipe(output="whole"), "cpt")
     with pytest.raises(Interrupted):
         train(recipe(), "cpt", progress=progress)
     checkpoints = Path(recipe().output) / "checkpoints"
@@ -60,10 +46,12 @@ def test_a_half_written_checkpoint_is_passed_over(recipe: Make) -> None:
     (last / "optimizer.pt").write_bytes(b"half")
     record = train(recipe(), "cpt")
     assert record.resumed_from_step == 2
-    assert losses(record) == losses(expected)
+    assert losses(record) == losses(whole)
 
 
-def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(recipe: Make) -> None:
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
+    recipe: Make, whole: TrainRecord
+) -> None:
     def progress(stage: str, share: float) -> None:
         if stage.startswith("cpt") and share >= 5 / 6:
             raise Interrupted
@@ -76,7 +64,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(recipe: Make) -> 
     record = train(recipe(), "cpt", tell=told.append)
     assert "Passing over checkpoint-4, which is damaged: optimizer.pt is missing." in told
     assert record.resumed_from_step == 2
-    assert losses(record) == losses(train(recipe(output="whole"), "cpt"))
+    assert losses(record) == losses(whole)
 
 
 @pytest.mark.parametrize(
@@ -148,20 +136,20 @@ def test_a_run_killed_after_its_last_step_is_finished(recipe: Make) -> None:
 
 
 @pytest.mark.parametrize("stage", ["cpt", "sft"])
-def test_kill_9(recipe: Make, tmp_path: Path, stage: str) -> None:
+def test_kill_9(recipe: Make, whole: TrainRecord, tmp_path: Path, stage: str) -> None:
     data = {}
     if stage == "sft":
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b c"}\n' * 9)
         data = {"path": str(tmp_path / "rows.jsonl")}
     asked = recipe(data)
-    write_yaml(tmp_path / "recipe.yaml", asked.model_dump(mode="json"))
-    (tmp_path / "killed.py").write_text(KILLED)
-    arguments = [str(tmp_path / "killed.py"), str(tmp_path / "recipe.yaml"), stage, str(4 / 6)]
-    ended = subprocess.run(
-        [sys.executable, *arguments], env=dict(os.environ), capture_output=True, check=False
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    expected = train(recipe(data, output="whole"), stage)  # type: ignore[arg-type]
+
+    def progress(told: str, share: float) -> None:
+        if told.startswith(stage) and share >= 4 / 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ended = in_child(lambda: train(asked, stage, progress=progress))  # type: ignore[arg-type]
+    assert ended == -signal.SIGKILL
+    expected = whole if stage == "cpt" else train(recipe(data, output="whole"), "sft")
     record = train(asked, stage)  # type: ignore[arg-type]
     assert record.resumed_from_step == 2
     assert losses(record) == losses(expected)
