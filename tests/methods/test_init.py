@@ -18,6 +18,7 @@ def test_the_method_of_the_docs_works_everywhere(install, llama, tmp_path):
     assert len([line for line in shown.splitlines() if line]) <= 30
     install("copy_above", shown, toml.replace("project.entry-points.", ""))
     assert methods.names()[-1] == "copy-above"
+    assert methods.is_method("copy-above")
     record = deepen.grow(llama, tmp_path / "grown", method="copy-above", options={"scale": "2"})
     assert record.step.options["scale"] == 2.0
     assert record.step.preserves_function
@@ -53,3 +54,4 @@ def test_an_unknown_method_names_the_nearest():
         methods.get("llama-por")
     with pytest.raises(DeepenError, match="choose one of: opt-deus, avg-deus, solar"):
         methods.get("?")
+    assert [methods.is_method(name) for name in ("solar", "?")] == [True, False]

@@ -29,6 +29,11 @@ def names() -> list[str]:
     return [*_BUILT_IN, *(name for name in added_names(_GROUP) if name not in _BUILT_IN)]
 
 
+def is_method(name: str) -> bool:
+    """Whether a method has this name; what other packages add is looked up last: it takes long."""
+    return name in _BUILT_IN or name in names()
+
+
 def get(name: str) -> Method:
     """Return a method by name, importing only its own module.
 

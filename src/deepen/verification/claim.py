@@ -47,7 +47,7 @@ class Claim:
     @property
     def copies(self) -> bool:
         """Whether every new block was a copy of one of the base's, but for what it writes."""
-        if not all(step.method in methods.names() for step in self.steps):
+        if not all(methods.is_method(step.method) for step in self.steps):
             return False
         copied = all(methods.get(step.method).copies for step in self.steps)
         return copied and all(_option(step, "feature_scale") in (None, 1) for step in self.steps)
@@ -122,7 +122,7 @@ def check_lineage(claim: Claim) -> Check:
 
 def _is_known(method: str) -> bool:
     """Whether it can be told what a method promises."""
-    return method in _COMBINED or method in methods.names()
+    return method in _COMBINED or methods.is_method(method)
 
 
 def _promises(step: Step) -> Iterator[tuple[str, object, object]]:
