@@ -1,5 +1,6 @@
 """What tests of faults share: processes that may die, and counts for docs/reliability.md."""
 
+import ctypes
 import os
 import re
 import traceback
@@ -20,6 +21,8 @@ def in_child(do: Callable[[], object]) -> int:
     if child == 0:
         try:
             do()
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else 0)
         except BaseException:  # the parent's test must not go on in the child
             traceback.print_exc()
             os._exit(99)
@@ -61,3 +64,9 @@ def tally_of(name: str) -> Iterator[Tally]:
     table = "\n".join(lines) + "\n"
     made = re.sub(place, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
     TABLE.write_text(made, encoding="utf-8")
+
+
+def give_up_rights() -> None:
+    """Let what a folder forbids be forbidden to root too, in this process from here on."""
+    version_3, all_of_none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(version_3, all_of_none) == 0

@@ -2,13 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
+import studies
 import tiny
 from commands import run
 from deepen import cli
+from deepen.base.text import PASSAGE
+from deepen.common.settings import write_yaml
+from deepen.growth.grow import grow
+from deepen.packs.pack import pack
+from faults import give_up_rights, in_child
 
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -100,6 +108,54 @@ def test_only_what_is_true_of_a_command_is_said_of_it(capsys, tmp_path, monkeypa
     assert code == 130
     assert "--resume" not in err.replace("--no-resume", "")
     assert sentence_of(err).endswith("the same command goes on from there.")
+
+
+@pytest.fixture(scope="module")
+def sound(llama, tmp_path_factory):
+    """What commands read: a base, what was grown of it, a pack, a recipe, a study and its file."""
+    folder = tmp_path_factory.mktemp("sound")
+    (folder / "base").symlink_to(llama)
+    grow(llama, folder / "grown", new_layers=1, method="llama-pro")
+    pack(folder / "grown", folder / "pack")
+    (folder / "text.txt").write_text(PASSAGE)
+    data, trained = {"path": "text.txt", "sequence_length": 16}, {"max_steps": 1, "batch_size": 1}
+    write_yaml(folder / "recipe.yaml", {"model": "grown", "data": data, "training": trained})
+    asked = {"base": "base", "arms": ["base"], "data": data, "training": trained}
+    write_yaml(folder / "study.yaml", asked | {"evaluation": {"perplexity": "text.txt"}})
+    studies.write(folder / "locked", *studies.study(seeds=(0,)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (2, "grow base locked/out -n 1"),
+        (2, "grow base locked/out -n 1 --resume"),
+        (2, "widen base locked/out --neurons 2"),
+        (2, "pack grown locked/out"),
+        (2, "attach base pack locked/out"),
+        (2, "shrink grown locked/out"),
+        (2, "combine base pack pack locked/out --how interleave"),
+        (1, "train cpt recipe.yaml output=locked/out"),
+        (1, "compare study.yaml output=locked/out"),
+        (1, "report locked"),
+    ],
+)
+def test_a_place_that_must_not_be_written_to_is_one_sentence(sound, tmp_path, code, command):
+    shutil.copytree(sound, tmp_path / "here", symlinks=True)
+    locked, said = tmp_path / "here" / "locked", tmp_path / "said"
+    before = tiny.read(locked)
+    locked.chmod(0o555)
+
+    def end():
+        give_up_rights()
+        os.chdir(locked.parent)
+        with said.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            cli.main(command.split())
+
+    assert in_child(end) == code, said.read_text()
+    assert "Permission denied" in sentence_of(said.read_text())
+    assert tiny.read(locked) == before
 
 
 @pytest.mark.parametrize("name", ["d[/x]", "[bold]", ":smile:", "a b\tc"])
