@@ -1,6 +1,7 @@
 """What a step costs, against what the machine can do."""
 
 import time
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from deepen.common.system import peak_resident_bytes
 
 _SIZES = {"cpu": 1024, "cuda": 8192}
-_REPETITIONS = 5
+_REPETITIONS, _ENOUGH_SECONDS = 5, 0.5
 
 
 class Clock:
@@ -35,8 +36,13 @@ class Clock:
         return float(start.elapsed_time(end)) / 1000
 
 
+@cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOPs per second of a large matrix product."""
+    """Measure the FLOPs per second of a large matrix product, once a process.
+
+    The first product is not counted, unless it takes so long, as in a dtype that a CPU has no
+    instructions for, that what is done but once in it is nothing beside.
+    """
     size = _SIZES.get(device.type, 2048)
     generator = torch.Generator(device).manual_seed(0)
     left = torch.randn(size, size, device=device, generator=generator).to(dtype)
@@ -45,7 +51,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         start = clock.mark()
         torch.matmul(left, left)
         seconds.append(clock.seconds(start, clock.mark()))
-    return float(2 * size**3 / median(seconds[1:]))
+        if sum(seconds) > _ENOUGH_SECONDS:
+            break
+    return float(2 * size**3 / median(seconds[1:] or seconds))
 
 
 def peak_bytes(device: torch.device) -> int:
