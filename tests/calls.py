@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepen.common.errors import DeepenError
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 
 
 def meet(folder, mine, theirs, progress):
