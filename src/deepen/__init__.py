@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deepen.common.errors import DeepenError as DeepenError
     from deepen.comparison import compare as compare
+    from deepen.comparison.spans.scan import scan as scan
     from deepen.evaluation.evaluate import evaluate as evaluate
     from deepen.growth.grow import grow as grow
     from deepen.growth.grow import grow_model as grow_model
@@ -38,6 +39,7 @@ _HOME = {
     "train": "deepen.training.run",
     "evaluate": "deepen.evaluation.evaluate",
     "compare": "deepen.comparison.run",
+    "scan": "deepen.comparison.spans.scan",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "pack",
     "plan",
     "reproduce",
+    "scan",
     "shrink",
     "train",
     "verify",

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from deepen.base.registry import PREFIX
-from deepen.cli import bases, growing, parts, training, widening
+from deepen.cli import bases, growing, parts, scanning, training, widening
 from deepen.common.errors import DeepenError, Interrupted
 from deepen.common.quiet import keep_torch_out
 
@@ -46,6 +46,7 @@ train.command()(training.sft)
 app.add_typer(train, name="train")
 app.command()(training.evaluate)
 app.command()(training.compare)
+app.command()(scanning.scan)
 app.command()(training.report)
 app.command()(training.demo)
 

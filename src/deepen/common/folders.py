@@ -19,6 +19,8 @@ from deepen.common.system import exchange
 _FOLDER = "whole"
 _NUMBER = "deepen-inode"
 _REPLACED = "replaced"
+_KINDS = {"config.json": "checkpoint", "scan.json": "scan"}
+"""File by which a folder is known → what it is then."""
 
 
 def check_place(out: Path, *, overwrite: bool, marker: str = "config.json") -> Path:
@@ -48,7 +50,7 @@ def check_place(out: Path, *, overwrite: bool, marker: str = "config.json") -> P
         return place
     if not overwrite:
         raise DeepenError(f"OUT {str(out)!r} exists; choose another place or pass --overwrite.")
-    what = "checkpoint" if marker == "config.json" else "pack"
+    what = _KINDS.get(marker, "pack")
     if not place.is_dir() or (any(place.iterdir()) and not (place / marker).is_file()):
         raise DeepenError(
             f"OUT {str(out)!r} is not a {what}, so --overwrite will not delete it; "

@@ -1,0 +1,68 @@
+"""``deepen scan``."""
+
+from typing import Annotated
+
+import typer
+
+from deepen.cli.options import Device, Json, Model, Out, Overwrite, Revision, Seed, show
+
+
+def scan(
+    model: Model,
+    out: Out,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            "--calibration",
+            metavar="TEXT",
+            help="The text: a file, or registry:TEXT/PART.",
+            show_default=False,
+        ),
+    ],
+    longest: Annotated[int, typer.Option("--longest", help="Blocks of the longest span.")] = 8,
+    stride: Annotated[
+        int, typer.Option("--stride", help="Spans begin and end at multiples of so many blocks.")
+    ] = 1,
+    times: Annotated[int, typer.Option("--times", help="How often a span is repeated.")] = 1,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="Tokens of the text that are read.")
+    ] = 4096,
+    sequence_length: Annotated[
+        int, typer.Option("--sequence-length", help="Tokens in a sequence.")
+    ] = 128,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", help="Most passes of the whole model.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the span of blocks that helps most on a text when it is repeated without training."""
+    from deepen.comparison.spans.scan import scan as run
+    from deepen.report import terminal
+    from deepen.report.spans.terminal import scanned
+
+    with terminal.progress_bar() as progress:
+        record = run(
+            model,
+            out,
+            calibration=calibration,
+            longest=longest,
+            stride=stride,
+            times=times,
+            max_tokens=max_tokens,
+            sequence_length=sequence_length,
+            budget=budget,
+            seed=seed,
+            device=device,
+            revision=revision,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+            tell=lambda said: typer.echo(said, err=True),
+        )
+    show(record, as_json, scanned)

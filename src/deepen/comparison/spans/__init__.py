@@ -1,0 +1,1 @@
+"""Which span of blocks, repeated without training, helps on a text: scanned, and held to chance."""

@@ -1,0 +1,221 @@
+"""Find out which span of blocks, repeated without training, helps on a text; and whether any does.
+
+RYS (dnhkng.github.io/posts/rys) repeats a span of a model's blocks, trains nothing, and reports
+gains in tasks; what was chosen as the best of many on few questions is flattered by that. Here one
+half of a text chooses, the other half confirms, and the chance of luck counts every span tried.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepen.base.checkpoint import FolderSource
+from deepen.base.identity import state_of
+from deepen.base.model import Model, open_model
+from deepen.common import device as devices
+from deepen.common.bounded import read_text
+from deepen.common.errors import DeepenError
+from deepen.common.files import sync_file
+from deepen.common.progress import Progress, Tell, silent, unheard
+from deepen.common.settings import validate
+from deepen.common.system import peak_resident_bytes, versions
+from deepen.comparison.spans.grid import Cost, Grid, Span, check_budget, cost_of, grid_of
+from deepen.comparison.spans.record import SCAN
+from deepen.comparison.spans.sequences import Sequences, read_sequences
+from deepen.comparison.spans.stack import Stack, opened
+from deepen.comparison.spans.verdict import Finding, conclude
+from deepen.growth.preview import check_loads, config_of, lineage_of, resolve
+from deepen.growth.staging import check_out, staged
+from deepen.records.growth import BaseIdentity, GrowRequest
+from deepen.records.scan import ScanRecord, ScanRequest
+
+_TRIED = "deepen-spans.jsonl"
+_BYTES = 2**26  # of what is written, at most
+
+Losses = dict[Span, list[float]]
+
+
+def scan(
+    model: str | Path,
+    out: str | Path,
+    *,
+    calibration: str,
+    budget: float | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+    tell: Tell = unheard,
+    **how: Any,
+) -> ScanRecord:
+    """Score every span of a grid by the loss with it repeated, in float32; nothing is trained.
+
+    Args:
+        model: Checkpoint folder, hub id, or ``registry:NAME``.
+        out: Folder to write scan.json to; it appears when it is whole.
+        calibration: The text: a file in UTF-8, a file of documents, or ``registry:TEXT/PART``.
+        budget: How much it may cost, in forward passes of the whole model.
+        revision: Branch, tag or commit on the hub.
+        device: Where to compute.
+        overwrite: Replace an earlier scan at ``out``.
+        resume: Continue a killed run.
+        progress: Called with the stage and the finished share of it.
+        tell: Called with what it costs, before it begins.
+        **how: Fields of ``ScanRequest``.
+
+    Raises:
+        DeepenError: The model, the text, the request or the place is unusable, the scan costs more
+            than it may, or the model computes no numbers; nothing is then written.
+    """
+    started, out = time.perf_counter(), Path(out)
+    request = validate(ScanRequest, how, "the request")
+    where = devices.choose(device)
+    base = open_model(model, revision, quantised=True)
+    assert isinstance(base.source, FolderSource)
+    check_out(out, base.source.folder, overwrite=overwrite, marker=SCAN)
+    grid = grid_of(base, request)
+    _check_grows(base, grid.spans[0], request.times)
+    text = read_sequences(base, calibration, request)
+    cost = cost_of(base, grid.spans, request.times, request.sequence_length)
+    tell(_told(grid, cost, text))
+    check_budget(base, request, cost, budget, request.sequence_length)
+    same = {
+        "scan": request.model_dump(),
+        "text": text.sha256,
+        "base": state_of(base.source),
+        "device": where.type,
+    }
+    again = {"resume": resume, "overwrite": overwrite, "resumable": True}
+    with staged(out, same, _BYTES, **again) as folder, opened(base, text.tokens, where) as stack:
+        base_losses, losses = _losses(stack, grid, text, request, folder.parent / _TRIED, progress)
+        finding = conclude(base_losses, losses, request.times, request.seed)
+        record = ScanRecord(
+            base=BaseIdentity(
+                name=base.source.name,
+                revision=base.source.revision,
+                fingerprint=base.source.fingerprint,
+            ),
+            depth=base.depth,
+            request=request,
+            text=text.name,
+            text_sha256=text.sha256,
+            tokens=text.predicted,
+            base_losses=base_losses,
+            left_out=grid.left_out,
+            left_out_because=grid.because,
+            **_found(finding),
+            command=_command(str(model), finding, request.times),
+            block_runs=cost.block_runs,
+            passes=round(cost.passes, 3),
+            device=where.type,
+            wall_seconds=time.perf_counter() - started,
+            peak_bytes=peak_resident_bytes(),
+            versions=versions(),
+        )
+        text_of = record.model_dump_json(indent=2)
+        (folder / SCAN).write_text(f"{text_of}\n", encoding="utf-8", newline="\n")
+    return record
+
+
+def _told(grid: Grid, cost: Cost, text: Sequences) -> str:
+    """Say what a scan costs."""
+    sequences = len(text.tokens)
+    left_out = f" ({grid.left_out} more are refused: {grid.because})" if grid.left_out else ""
+    return (
+        f"{len(grid.spans):,} spans{left_out} on {text.predicted:,} tokens in {sequences} "
+        f"sequences: {cost.block_runs:,} blocks run, {cost.passes:.1f} passes of the whole model."
+    )
+
+
+def _check_grows(base: Model, span: Span, times: int) -> None:
+    """Refuse what ``grow`` would refuse of any span, before anything runs."""
+    options = {"span": str(span), "times": times, "trains": "nothing"}
+    growth = resolve(base, GrowRequest(method="repeat", options=options, device="cpu"))
+    check_loads(growth, config_of(growth, lineage_of(growth)))
+
+
+def _losses(
+    stack: Stack,
+    grid: Grid,
+    text: Sequences,
+    request: ScanRequest,
+    file: Path,
+    progress: Progress,
+) -> tuple[list[float], Losses]:
+    """Return the losses of the base, and with every span repeated.
+
+    Raises:
+        DeepenError: The base computes no numbers.
+    """
+    base = stack.losses(stack.top, text.given)
+    if not all(map(math.isfinite, base)):
+        raise DeepenError(
+            "The base computes no numbers on the text, so nothing can be held to it; give it a "
+            "sound checkpoint."
+        )
+    known, found = _known(file), dict[Span, list[float]]()
+    with file.open("a", encoding="utf-8") as stream:
+        for number, (span, compute) in enumerate(_each(stack, grid.spans, known, request.times)):
+            progress("scanning spans", number / len(grid.spans))
+            found[span] = known.get(span) or stack.losses(compute(), text.given)
+            if span not in known:
+                stream.write(json.dumps([*span, found[span]]) + "\n")
+                stream.flush()
+    sync_file(file)
+    progress("scanned spans", 1.0)
+    return base, found
+
+
+def _each(
+    stack: Stack, spans: Sequence[Span], known: Losses, times: int
+) -> Iterator[tuple[Span, Callable[[], Any]]]:
+    """Yield every span with what computes the state on top of all blocks when it is repeated.
+
+    Spans that end at one block are neighbours, and share the base's state above it: that is
+    computed from the one before it, once.
+    """
+    state, above, depth = stack.bottom, 0, len(stack)
+    for span in spans:
+
+        def compute(span: Span = span) -> Any:  # noqa: ANN401 (a tensor)
+            nonlocal state, above
+            state, above = stack.run(state, range(above, span.last + 1)), span.last + 1
+            again = [*range(span.first, span.last + 1)] * times
+            return stack.run(state, [*again, *range(span.last + 1, depth)])
+
+        yield span, compute
+
+
+def _known(file: Path) -> Losses:
+    """Read what a killed run had found; a line that it did not finish counts for nothing."""
+    known: Losses = {}
+    for line in read_text(file).splitlines() if file.is_file() else ():
+        try:
+            first, last, losses = json.loads(line)
+        except ValueError:
+            continue
+        known[Span(first, last)] = losses
+    return known
+
+
+def _found(finding: Finding) -> dict[str, Any]:
+    """Return the fields of a record that tell what was found."""
+    return {
+        "spans": finding.spans,
+        "choice": finding.choice,
+        "flips": finding.luck.flips,
+        "exact": finding.luck.exact,
+        "verdict": finding.verdict,
+        "sentence": finding.sentence,
+    }
+
+
+def _command(model: str, finding: Finding, times: int) -> str:
+    """Write what builds the model with the chosen span repeated."""
+    span = Span(finding.choice.first, finding.choice.last)
+    often = f" --set times={times}" if times > 1 else ""
+    return f"deepen grow {model} OUT --method repeat --set span={span}{often} --set trains=nothing"
