@@ -10,6 +10,7 @@ import pytest
 from deepen.common.bounded import MOST_PARTS
 from deepen.common.errors import DeepenError
 from deepen.comparison.results import RATES, RECORDS, read_rates, read_records
+from deepen.comparison.spans.record import SCAN, read_scan
 from deepen.growth.base_files import BASE_FILES, MANIFEST, read_base_files
 from deepen.growth.manifest import read_manifest
 from deepen.growth.write import layout_of
@@ -22,6 +23,7 @@ READERS = {
     "record.json": lambda folder: read_record(TrainRecord, folder / "record.json", "go"),
     RECORDS: read_records,
     RATES["cpt"]: read_rates,
+    SCAN: read_scan,
     BASE_FILES: lambda folder: read_base_files(folder, 1),
     MANIFEST: read_manifest,
     PACK: open_pack,

@@ -1,5 +1,6 @@
 """``deepen scan``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,13 @@ def scan(
         float | None,
         typer.Option("--budget", help="Most passes of the whole model.", show_default=False),
     ] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Tasks, by commas, for the base and the best spans.")
+    ] = "",
+    task_folder: Annotated[
+        list[Path] | None, typer.Option("--task-folder", help="Folder of tasks of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Examples of each task.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     revision: Revision = None,
@@ -57,6 +65,9 @@ def scan(
             max_tokens=max_tokens,
             sequence_length=sequence_length,
             budget=budget,
+            tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+            task_folders=task_folder or (),
+            limit=limit,
             seed=seed,
             device=device,
             revision=revision,

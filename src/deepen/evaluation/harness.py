@@ -71,6 +71,20 @@ class TaskSettings:
     """Seed of drawing them, and of everything else random."""
 
 
+@dataclass(frozen=True)
+class ExampleScores:
+    """A metric of one task, example by example."""
+
+    task: str
+    """The task."""
+    metric: str
+    """The metric."""
+    values: list[float]
+    """Its value in each example, in the order of the task's data."""
+    higher_is_better: bool
+    """Direction of the metric."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the software that decides what a task is."""
     return {package: version(package) for package in ("lm_eval", "datasets")}
@@ -124,15 +138,67 @@ def run(
     """
     if not tasks.leaves:
         return []
+    progress("tasks", 0.0)
+    results = _evaluated(tasks, module, tokenizer, settings, each=False)
+    progress("tasks", 1.0)
+    return [score for name in results["results"] for score in _scores(name, results, tasks)]
+
+
+def run_each(
+    tasks: Tasks,
+    module: Any,  # noqa: ANN401 (classes of transformers)
+    tokenizer: Any,  # noqa: ANN401
+    settings: TaskSettings,
+) -> list[ExampleScores]:
+    """Score a model in every example of every task, for metrics that are means over examples.
+
+    Args:
+        tasks: The tasks; groups count by what is in them.
+        module: The loaded model.
+        tokenizer: The model's.
+        settings: How they are run.
+
+    Raises:
+        DeepenError: A task cannot be run with this model, or none has such a metric.
+    """
+    results = _evaluated(tasks, module, tokenizer, settings, each=True)
+    found: dict[tuple[str, str], list[float]] = {}
+    for name, examples in results["samples"].items():
+        for example in sorted(examples, key=lambda one: one["doc_id"]):
+            for metric in example["metrics"]:
+                if _is_finite(example[metric]):
+                    kind = example["filter"]
+                    key = metric if kind == "none" else f"{metric},{kind}"
+                    found.setdefault((name, key), []).append(float(example[metric]))
+    if not found:
+        raise DeepenError(
+            f"No metric of {', '.join(tasks.leaves)} is a mean over examples, so models cannot be "
+            f"compared example by example; name a task with one, such as acc."
+        )
+    higher = results["higher_is_better"]
+    return [
+        ExampleScores(name, key, values, higher.get(name, {}).get(key.split(",")[0]) is not False)
+        for (name, key), values in found.items()
+    ]
+
+
+def _evaluated(
+    tasks: Tasks,
+    module: Any,  # noqa: ANN401 (classes of transformers)
+    tokenizer: Any,  # noqa: ANN401
+    settings: TaskSettings,
+    *,
+    each: bool,
+) -> Any:  # noqa: ANN401 (the harness's tree of results)
+    """Let the harness run tasks, and keep what it found of each example if that is wanted."""
     # Not ``simple_evaluate``, which asks git and the operating system about everything else, too.
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    progress("tasks", 0.0)
     with _contained():
         _prepare(tasks, settings)
         try:
-            results: Any = evaluate(
+            return evaluate(
                 lm=HFLM(
                     pretrained=module,
                     tokenizer=tokenizer,
@@ -142,16 +208,14 @@ def run(
                 ),
                 task_dict={"tasks": dict(tasks.leaves), "groups": dict(tasks.groups)},
                 limit=settings.limit,
-                bootstrap_iters=_BOOTSTRAPS,
-                log_samples=False,
+                bootstrap_iters=0 if each else _BOOTSTRAPS,
+                log_samples=each,
             )
         except Exception as error:  # task files run code of any kind
             raise DeepenError(
                 f"lm-evaluation-harness could not run {', '.join(tasks.leaves)} "
                 f"({_reason(error)}); correct the task file or leave the task out."
             ) from error
-    progress("tasks", 1.0)
-    return [score for name in results["results"] for score in _scores(name, results, tasks)]
 
 
 def _prepare(tasks: Tasks, settings: TaskSettings) -> None:

@@ -160,7 +160,7 @@ class ScanRecord(Record):
             raise ValueError("a span is none, or reaches beyond the base")
         if any(len(span.losses) != len(self.base_losses) for span in self.spans):
             raise ValueError("a span has not one loss for each sequence")
-        chosen = {(one.first, one.last) for one in (self.choice, *self.tasks)}
-        if not chosen <= {*named}:
+        chosen = {(task.first, task.last) for task in self.tasks}
+        if not chosen | {(self.choice.first, self.choice.last)} <= {*named}:
             raise ValueError("a span was chosen that was not tried")
         return self

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import yaml
 
 import deepen
 import tiny
@@ -184,6 +185,58 @@ def test_bos_stands_before_every_sequence(llama, text, tmp_path):
     tiny.tokenizer("<eos> $A").save_pretrained(base)
     record = deepen.scan(base, tmp_path / "out", calibration=text, **SMALL)
     assert record.tokens == len(record.base_losses) * 30
+
+
+@pytest.fixture(scope="module")
+def rivers(tmp_path_factory):
+    """A task of twelve questions that reads a file."""
+    made = tmp_path_factory.mktemp("own-tasks")
+    sentences = [" ".join(PASSAGE.split()[i : i + 9]) for i in range(0, 72, 6)]
+    rows = [
+        {"question": text[:30], "choices": [text[30:], "the water", "Paris"], "answer": i % 3}
+        for i, text in enumerate(sentences)
+    ]
+    (made / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "rivers",
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(made / "rows.jsonl")},
+            "cache_dir": str(made / "cache"),
+        },
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "target_delimiter": "",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    (made / "rivers.yaml").write_text(yaml.safe_dump(task))
+    return made
+
+
+def test_tasks_are_those_of_evaluate_for_the_base_and_the_best_spans(
+    scanned, llama, text, rivers, tmp_path
+):
+    out, grown = tmp_path / "out", tmp_path / "grown"
+    tasks = {"tasks": ["rivers"], "task_folders": [rivers]}
+    record = deepen.scan(llama, out, calibration=text, **SMALL, **tasks)
+    assert record.spans == scanned[1].spans
+    ordered = sorted(record.spans, key=lambda span: span.choosing)
+    assert [(one.first, one.last) for one in record.tasks] == [(s.first, s.last) for s in ordered]
+    assert (record.choice.first, record.choice.last) == (ordered[0].first, ordered[0].last)
+    worst = record.tasks[-1]
+    options = {"span": f"{worst.first}-{worst.last}"}
+    deepen.grow(llama, grown, method="repeat", options=options)
+    for model, value in ((llama, worst.base), (grown, worst.value)):
+        (score,) = deepen.evaluate(model, **tasks).tasks
+        assert (score.metric, score.value) == (worst.metric, pytest.approx(value))
+    assert worst.examples == 12
+    assert worst.low <= worst.value - worst.base <= worst.high
+    with pytest.raises(DeepenError, match="There is no task folder"):
+        deepen.scan(llama, grown / "x", calibration=text, tasks=["x"], task_folders=["none"])
 
 
 def test_in_a_terminal(llama, text, tmp_path, capsys):

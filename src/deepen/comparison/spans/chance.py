@@ -63,9 +63,9 @@ def _signs(sequences: int, seed: int) -> tuple[Floats, bool]:
     """Return assignments of signs ``[assignments, sequences]``, and whether these are all."""
     if sequences <= _ALL:
         bits = np.arange(2**sequences)[:, None] >> np.arange(sequences) & 1
-        return 1.0 - 2.0 * bits, True
+        return np.where(bits == 0, 1.0, -1.0), True
     drawn = np.random.default_rng(seed).integers(0, 2, (DRAWS, sequences))
-    return 1.0 - 2.0 * drawn, False
+    return np.where(drawn == 0, 1.0, -1.0), False
 
 
 def _harmless(differences: Floats) -> Floats:

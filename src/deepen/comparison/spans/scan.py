@@ -26,13 +26,16 @@ from deepen.comparison.spans.grid import Cost, Grid, Span, check_budget, cost_of
 from deepen.comparison.spans.record import SCAN
 from deepen.comparison.spans.sequences import Sequences, read_sequences
 from deepen.comparison.spans.stack import Stack, opened
+from deepen.comparison.spans.tasks import few_best, score_tasks
 from deepen.comparison.spans.verdict import Finding, conclude
+from deepen.evaluation import harness
 from deepen.growth.preview import check_loads, config_of, lineage_of, resolve
 from deepen.growth.staging import check_out, staged
 from deepen.records.growth import BaseIdentity, GrowRequest
-from deepen.records.scan import ScanRecord, ScanRequest
+from deepen.records.scan import ScanRecord, ScanRequest, SpanTask
 
 _TRIED = "deepen-spans.jsonl"
+_BATCH = 8  # examples of a task in a forward pass
 _BYTES = 2**26  # of what is written, at most
 
 Losses = dict[Span, list[float]]
@@ -44,6 +47,9 @@ def scan(
     *,
     calibration: str,
     budget: float | None = None,
+    tasks: Sequence[str] = (),
+    task_folders: Sequence[str | Path] = (),
+    limit: int | None = None,
     revision: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -58,7 +64,10 @@ def scan(
         model: Checkpoint folder, hub id, or ``registry:NAME``.
         out: Folder to write scan.json to; it appears when it is whole.
         calibration: The text: a file in UTF-8, a file of documents, or ``registry:TEXT/PART``.
-        budget: How much it may cost, in forward passes of the whole model.
+        budget: How much it may cost, in forward passes of the whole model; tasks not counted.
+        tasks: Names of lm-evaluation-harness tasks, for the base and the few best spans.
+        task_folders: Folders with task files of your own.
+        limit: Use only the first examples of each task, so many.
         revision: Branch, tag or commit on the hub.
         device: Where to compute.
         overwrite: Replace an earlier scan at ``out``.
@@ -77,6 +86,7 @@ def scan(
     base = open_model(model, revision, quantised=True)
     assert isinstance(base.source, FolderSource)
     check_out(out, base.source.folder, overwrite=overwrite, marker=SCAN)
+    chosen, settings = _tasks(base, tasks, task_folders, limit, request.seed)
     grid = grid_of(base, request)
     _check_grows(base, grid.spans[0], request.times)
     text = read_sequences(base, calibration, request)
@@ -93,6 +103,7 @@ def scan(
     with staged(out, same, _BYTES, **again) as folder, opened(base, text.tokens, where) as stack:
         base_losses, losses = _losses(stack, grid, text, request, folder.parent / _TRIED, progress)
         finding = conclude(base_losses, losses, request.times, request.seed)
+        scored = _scored(base.source, finding, request.times, chosen, settings, where, progress)
         record = ScanRecord(
             base=BaseIdentity(
                 name=base.source.name,
@@ -109,16 +120,55 @@ def scan(
             left_out_because=grid.because,
             **_found(finding),
             command=_command(str(model), finding, request.times),
+            tasks=scored,
             block_runs=cost.block_runs,
             passes=round(cost.passes, 3),
             device=where.type,
             wall_seconds=time.perf_counter() - started,
             peak_bytes=peak_resident_bytes(),
-            versions=versions(),
+            versions=versions() | (harness.versions() if scored else {}),
         )
         text_of = record.model_dump_json(indent=2)
         (folder / SCAN).write_text(f"{text_of}\n", encoding="utf-8", newline="\n")
     return record
+
+
+def _tasks(
+    base: Model,
+    names: Sequence[str],
+    folders: Sequence[str | Path],
+    limit: int | None,
+    seed: int,
+) -> tuple[harness.Tasks, harness.TaskSettings]:
+    """Find tasks and their data before anything runs.
+
+    Raises:
+        DeepenError: They cannot be had, or the base cannot be grown in memory.
+    """
+    if names and base.source.quantisation is not None:
+        raise DeepenError(
+            f"{base.source.name} is quantised, and tasks are run in float32 with a copy of it; "
+            f"leave --tasks out, or give the unquantised checkpoint."
+        )
+    if limit is not None and limit < 1:
+        raise DeepenError(f"limit must be at least 1, not {limit}.")
+    settings = harness.TaskSettings(_BATCH, None, limit, 0, seed)
+    return harness.load(names, folders), settings
+
+
+def _scored(
+    source: FolderSource,
+    finding: Finding,
+    times: int,
+    tasks: harness.Tasks,
+    settings: harness.TaskSettings,
+    where: Any,  # noqa: ANN401 (a torch device)
+    progress: Progress,
+) -> list[SpanTask]:
+    """Run tasks with the few best spans, if some were asked for."""
+    if not tasks.leaves:
+        return []
+    return score_tasks(source, few_best(finding), times, tasks, settings, where, progress)
 
 
 def _told(grid: Grid, cost: Cost, text: Sequences) -> str:
