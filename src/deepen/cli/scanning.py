@@ -7,46 +7,54 @@ import typer
 
 from deepen.cli.options import Device, Json, Model, Out, Overwrite, Revision, Seed, show
 
+Calibration = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        metavar="TEXT",
+        help="The text: a file, or registry:TEXT/PART.",
+        show_default=False,
+    ),
+]
+Longest = Annotated[int, typer.Option("--longest", help="Blocks of the longest span.")]
+Stride = Annotated[
+    int, typer.Option("--stride", help="Spans begin and end at multiples of so many blocks.")
+]
+Times = Annotated[int, typer.Option("--times", help="How often a span is repeated.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Tokens of the text that are read.")]
+SequenceLength = Annotated[int, typer.Option("--sequence-length", help="Tokens in a sequence.")]
+Budget = Annotated[
+    float | None,
+    typer.Option("--budget", help="Most passes of the whole model.", show_default=False),
+]
+TaskNames = Annotated[
+    str, typer.Option("--tasks", help="Tasks, by commas, for the base and the best spans.")
+]
+TaskFolders = Annotated[
+    list[Path] | None, typer.Option("--task-folder", help="Folder of tasks of your own.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Examples of each task.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a killed run.")]
+
 
 def scan(
     model: Model,
     out: Out,
-    calibration: Annotated[
-        str,
-        typer.Option(
-            "--calibration",
-            metavar="TEXT",
-            help="The text: a file, or registry:TEXT/PART.",
-            show_default=False,
-        ),
-    ],
-    longest: Annotated[int, typer.Option("--longest", help="Blocks of the longest span.")] = 8,
-    stride: Annotated[
-        int, typer.Option("--stride", help="Spans begin and end at multiples of so many blocks.")
-    ] = 1,
-    times: Annotated[int, typer.Option("--times", help="How often a span is repeated.")] = 1,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="Tokens of the text that are read.")
-    ] = 4096,
-    sequence_length: Annotated[
-        int, typer.Option("--sequence-length", help="Tokens in a sequence.")
-    ] = 128,
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget", help="Most passes of the whole model.", show_default=False),
-    ] = None,
-    tasks: Annotated[
-        str, typer.Option("--tasks", help="Tasks, by commas, for the base and the best spans.")
-    ] = "",
-    task_folder: Annotated[
-        list[Path] | None, typer.Option("--task-folder", help="Folder of tasks of your own.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Examples of each task.")] = None,
+    calibration: Calibration,
+    longest: Longest = 8,
+    stride: Stride = 1,
+    times: Times = 1,
+    max_tokens: MaxTokens = 4096,
+    sequence_length: SequenceLength = 128,
+    budget: Budget = None,
+    tasks: TaskNames = "",
+    task_folder: TaskFolders = None,
+    limit: Limit = None,
     seed: Seed = 0,
     device: Device = "auto",
     revision: Revision = None,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run.")] = False,
+    resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Find the span of blocks that helps most on a text when it is repeated without training."""

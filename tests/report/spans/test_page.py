@@ -1,9 +1,11 @@
 """The page of a scan: every span a square, no text of a record markup, damage one sentence."""
 
+import io
 import json
 import re
 
 import pytest
+from rich.console import Console
 
 from deepen.common.errors import DeepenError
 from deepen.records.growth import BaseIdentity
@@ -119,11 +121,9 @@ def test_tasks_are_shown_with_their_intervals(shown):
 
 
 def test_the_terminal_says_what_helps_and_how_to_make_it():
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=200, file=io.StringIO())
     console.print(scanned(record()))
-    told = console.export_text()
+    told = console.file.getvalue()
     assert "Span 2-5 lowers the <loss>." in told
     assert "--set span=2-5" in told
     assert told.index("2-5  ") < told.index("0-3  "), "the best one first"

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,36 @@ _BATCH = 8  # examples of a task in a forward pass
 _BYTES = 2**26  # of what is written, at most
 
 Losses = dict[Span, list[float]]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """All that a scan needs, checked before anything runs."""
+
+    base: Model
+    """The model."""
+    named: str
+    """How it was named."""
+    where: Any
+    """The device."""
+    request: ScanRequest
+    """What was asked for."""
+    grid: Grid
+    """The spans."""
+    text: Sequences
+    """The text."""
+    cost: Cost
+    """What they cost."""
+    tasks: harness.Tasks
+    """Tasks, if some were asked for."""
+    settings: harness.TaskSettings
+    """How these are run."""
+
+    @property
+    def source(self) -> FolderSource:
+        """The base's checkpoint."""
+        assert isinstance(self.base.source, FolderSource)
+        return self.base.source
 
 
 def scan(
@@ -86,51 +117,74 @@ def scan(
     base = open_model(model, revision, quantised=True)
     assert isinstance(base.source, FolderSource)
     check_out(out, base.source.folder, overwrite=overwrite, marker=SCAN)
-    chosen, settings = _tasks(base, tasks, task_folders, limit, request.seed)
+    chosen = _tasks(base, tasks, task_folders, limit, request.seed)
     grid = grid_of(base, request)
     _check_grows(base, grid.spans[0], request.times)
     text = read_sequences(base, calibration, request)
     cost = cost_of(base, grid.spans, request.times, request.sequence_length)
     tell(_told(grid, cost, text))
     check_budget(base, request, cost, budget, request.sequence_length)
-    same = {
-        "scan": request.model_dump(),
-        "text": text.sha256,
-        "base": state_of(base.source),
-        "device": where.type,
-    }
+    asked = _Scan(base, str(model), where, request, grid, text, cost, *chosen)
     again = {"resume": resume, "overwrite": overwrite, "resumable": True}
-    with staged(out, same, _BYTES, **again) as folder, opened(base, text.tokens, where) as stack:
-        base_losses, losses = _losses(stack, grid, text, request, folder.parent / _TRIED, progress)
-        finding = conclude(base_losses, losses, request.times, request.seed)
-        scored = _scored(base.source, finding, request.times, chosen, settings, where, progress)
-        record = ScanRecord(
-            base=BaseIdentity(
-                name=base.source.name,
-                revision=base.source.revision,
-                fingerprint=base.source.fingerprint,
-            ),
-            depth=base.depth,
-            request=request,
-            text=text.name,
-            text_sha256=text.sha256,
-            tokens=text.predicted,
-            base_losses=base_losses,
-            left_out=grid.left_out,
-            left_out_because=grid.because,
-            **_found(finding),
-            command=_command(str(model), finding, request.times),
-            tasks=scored,
-            block_runs=cost.block_runs,
-            passes=round(cost.passes, 3),
-            device=where.type,
-            wall_seconds=time.perf_counter() - started,
-            peak_bytes=peak_resident_bytes(),
-            versions=versions() | (harness.versions() if scored else {}),
-        )
-        text_of = record.model_dump_json(indent=2)
-        (folder / SCAN).write_text(f"{text_of}\n", encoding="utf-8", newline="\n")
+    with staged(out, _same(asked), _BYTES, **again) as folder:
+        record = _run(asked, folder.parent / _TRIED, started, progress)
+        written = f"{record.model_dump_json(indent=2)}\n"
+        (folder / SCAN).write_text(written, encoding="utf-8", newline="\n")
     return record
+
+
+def _same(asked: _Scan) -> dict[str, Any]:
+    """Return what a killed run must have had in common with this one to be continued."""
+    return {
+        "scan": asked.request.model_dump(),
+        "text": asked.text.sha256,
+        "base": state_of(asked.source),
+        "device": asked.where.type,
+    }
+
+
+def _run(asked: _Scan, file: Path, started: float, progress: Progress) -> ScanRecord:
+    """Do what was asked for.
+
+    Args:
+        asked: That.
+        file: Where to keep what is finished.
+        started: When the run began.
+        progress: Called with the stage and the finished share of it.
+
+    Raises:
+        DeepenError: The base computes no numbers, or a task cannot be run.
+    """
+    request, source, text = asked.request, asked.source, asked.text
+    with opened(asked.base, text.tokens, asked.where) as stack:
+        base_losses, losses = _losses(stack, asked, file, progress)
+    finding = conclude(base_losses, losses, request.times, request.seed)
+    scored: list[SpanTask] = []
+    if asked.tasks.leaves:
+        few, how = few_best(finding), (asked.tasks, asked.settings, asked.where, progress)
+        scored = score_tasks(source, few, request.times, *how)
+    return ScanRecord(
+        base=BaseIdentity(
+            name=source.name, revision=source.revision, fingerprint=source.fingerprint
+        ),
+        depth=asked.base.depth,
+        request=request,
+        text=text.name,
+        text_sha256=text.sha256,
+        tokens=text.predicted,
+        base_losses=base_losses,
+        left_out=asked.grid.left_out,
+        left_out_because=asked.grid.because,
+        **_found(finding),
+        command=_command(asked.named, finding, request.times),
+        tasks=scored,
+        block_runs=asked.cost.block_runs,
+        passes=round(asked.cost.passes, 3),
+        device=asked.where.type,
+        wall_seconds=time.perf_counter() - started,
+        peak_bytes=peak_resident_bytes(),
+        versions=versions() | (harness.versions() if scored else {}),
+    )
 
 
 def _tasks(
@@ -156,21 +210,6 @@ def _tasks(
     return harness.load(names, folders), settings
 
 
-def _scored(
-    source: FolderSource,
-    finding: Finding,
-    times: int,
-    tasks: harness.Tasks,
-    settings: harness.TaskSettings,
-    where: Any,  # noqa: ANN401 (a torch device)
-    progress: Progress,
-) -> list[SpanTask]:
-    """Run tasks with the few best spans, if some were asked for."""
-    if not tasks.leaves:
-        return []
-    return score_tasks(source, few_best(finding), times, tasks, settings, where, progress)
-
-
 def _told(grid: Grid, cost: Cost, text: Sequences) -> str:
     """Say what a scan costs."""
     sequences = len(text.tokens)
@@ -189,19 +228,15 @@ def _check_grows(base: Model, span: Span, times: int) -> None:
 
 
 def _losses(
-    stack: Stack,
-    grid: Grid,
-    text: Sequences,
-    request: ScanRequest,
-    file: Path,
-    progress: Progress,
+    stack: Stack, asked: _Scan, file: Path, progress: Progress
 ) -> tuple[list[float], Losses]:
     """Return the losses of the base, and with every span repeated.
 
     Raises:
         DeepenError: The base computes no numbers.
     """
-    base = stack.losses(stack.top, text.given)
+    spans, given = asked.grid.spans, asked.text.given
+    base = stack.losses(stack.top, given)
     if not all(map(math.isfinite, base)):
         raise DeepenError(
             "The base computes no numbers on the text, so nothing can be held to it; give it a "
@@ -209,9 +244,9 @@ def _losses(
         )
     known, found = _known(file), dict[Span, list[float]]()
     with file.open("a", encoding="utf-8") as stream:
-        for number, (span, compute) in enumerate(_each(stack, grid.spans, known, request.times)):
-            progress("scanning spans", number / len(grid.spans))
-            found[span] = known.get(span) or stack.losses(compute(), text.given)
+        for number, (span, compute) in enumerate(_each(stack, spans, asked.request.times)):
+            progress("scanning spans", number / len(spans))
+            found[span] = known.get(span) or stack.losses(compute(), given)
             if span not in known:
                 stream.write(json.dumps([*span, found[span]]) + "\n")
                 stream.flush()
@@ -221,7 +256,7 @@ def _losses(
 
 
 def _each(
-    stack: Stack, spans: Sequence[Span], known: Losses, times: int
+    stack: Stack, spans: Sequence[Span], times: int
 ) -> Iterator[tuple[Span, Callable[[], Any]]]:
     """Yield every span with what computes the state on top of all blocks when it is repeated.
 
