@@ -10,7 +10,6 @@ head, runs as the family's own code has it. Weights are fetched as blocks run
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from deepen.base.memory import Weights
 from deepen.base.model import Model
 from deepen.base.streamed import run_explained, streamed
 from deepen.common.errors import DeepenError
+from deepen.planning.scoring.passes import Rest, skipped, split
 
 _KEPT_BYTES = 2**31
 """Weights in float32 that stay in memory."""
@@ -39,14 +39,14 @@ class State(NamedTuple):
 
     stream: Tensor
     """The stream, ``[sequences, length, hidden]``."""
-    beside: Any = None
+    beside: Rest = None
     """What the block returned behind it; nothing below the lowest one."""
 
 
 class _Given:
     """What a block is given beside the stream."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], below: Any) -> None:  # noqa: ANN401
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], below: Rest) -> None:
         """Take the stream out of it.
 
         Args:
@@ -76,8 +76,8 @@ class _Given:
         args, kwargs = tree_map(instead, self._rest) if self._places else self._rest
         stream = state.stream.clone()  # some blocks add to it in place
         if self._by_name:
-            return State(*_split(block(**{_STREAM: stream}, **kwargs)))
-        return State(*_split(block(stream, *args, **kwargs)))
+            return State(*split(block(**{_STREAM: stream}, **kwargs)))
+        return State(*split(block(stream, *args, **kwargs)))
 
 
 class Stack:
@@ -97,7 +97,7 @@ class Stack:
         """
         self._module, self._blocks, self._tokens, self._name = module, blocks, tokens, name
         self._given: list[_Given] = []
-        self._outputs: list[Any] = []
+        self._outputs: list[Rest] = []
         self.runs = 0
         """How many blocks have run on all sequences."""
         self._learn()
@@ -122,7 +122,7 @@ class Stack:
             self._given.append(given)
 
         def leave(_: Any, args: Any, output: Any) -> None:  # noqa: ANN401
-            self.top = State(*_split(output))
+            self.top = State(*split(output))
             leaves = filter(_is_tensor, tree_leaves(self.top.beside))
             handed.update({id(leaf): leaf for leaf in leaves})
             self._outputs.append(tree_map(_no_tensor, self.top.beside))
@@ -175,7 +175,7 @@ class Stack:
         for start in range(0, sequences, together):
             rows = slice(start, start + together)
             ids = self._tokens[rows]
-            with self._passed_by(state.stream[rows]):
+            with skipped(zip(self._blocks, self._outputs, strict=True), state.stream[rows]):
                 logits = self._module(ids, use_cache=False).logits
             # One sequence at a time, because the loss copies its logits.
             found += [
@@ -192,16 +192,6 @@ class Stack:
     def _vocabulary(self) -> int:
         """Width of the logits."""
         return int(self._module.get_input_embeddings().weight.shape[0])
-
-    @contextmanager
-    def _passed_by(self, stream: Tensor) -> Iterator[None]:
-        """Let every block return a stream, whatever it is given."""
-        with ExitStack() as undo:
-            for block, rest in zip(self._blocks, self._outputs, strict=True):
-                own = vars(block).get("forward")  # accelerate's, where a block has parameters
-                vars(block)["forward"] = partial(_constant, _joined(stream, rest))
-                undo.callback(_restore, block, own)
-            yield
 
 
 @contextmanager
@@ -244,16 +234,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _split(output: Any) -> tuple[Tensor, tuple[Any, ...] | None]:  # noqa: ANN401 (what blocks return)
-    """Return the stream of what a block returns, and the rest; ``None`` for a stream alone."""
-    return (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-
-
-def _joined(stream: Tensor, rest: tuple[Any, ...] | None) -> Any:  # noqa: ANN401
-    """Undo ``_split``."""
-    return stream if rest is None else (stream, *rest)
-
-
 def _is_tensor(leaf: object) -> bool:
     """Whether something is a tensor."""
     return isinstance(leaf, Tensor)
@@ -262,15 +242,3 @@ def _is_tensor(leaf: object) -> bool:
 def _no_tensor(leaf: Any) -> Any:  # noqa: ANN401
     """Leave out a tensor: what lies above the blocks reads the stream alone."""
     return None if isinstance(leaf, Tensor) else leaf
-
-
-def _constant(value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    """Return a value, whatever is given."""
-    return value
-
-
-def _restore(block: nn.Module, forward: Any) -> None:  # noqa: ANN401
-    """Undo what ``_passed_by`` did to a block."""
-    del vars(block)["forward"]
-    if forward is not None:
-        vars(block)["forward"] = forward
