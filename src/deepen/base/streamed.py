@@ -102,7 +102,7 @@ def run_explained(model: Model) -> Iterator[None]:
     """
     try:
         yield
-    except (DeepenError, torch.OutOfMemoryError):
+    except (DeepenError, torch.OutOfMemoryError, OSError):  # nor is a disk's failure the model's
         raise
     except Exception as error:  # many types, for configs and weights that do not belong together
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

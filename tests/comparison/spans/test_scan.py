@@ -1,5 +1,6 @@
 """A scan from text to record: against growing and evaluating, resumed, refused."""
 
+import errno
 import json
 import os
 
@@ -115,6 +116,24 @@ def test_a_killed_scan_goes_on_to_the_same_record(scanned, llama, text, tmp_path
     record = deepen.scan(llama, out, calibration=text, **SMALL, resume=True)
     assert without_time(record) == without_time(scanned[1])
     assert len(tried) == 3, "the base, and the two spans that were not finished"
+
+
+def test_a_full_disk_is_no_fault_of_the_model(llama, text, tmp_path, monkeypatch):
+    """What is finished is kept, and not thrown away as after a mistake in the input."""
+    compute, tried = Stack.losses, []
+
+    def full(self, state, given):
+        tried.append(state)
+        if len(tried) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return compute(self, state, given)
+
+    monkeypatch.setattr(Stack, "losses", full)
+    with pytest.raises(OSError, match="No space left") as failed:
+        deepen.scan(llama, tmp_path / "out", calibration=text, **SMALL)
+    assert "--resume" in failed.value.__notes__[0]
+    lines = (tmp_path / ".out.deepen-unfinished/deepen-spans.jsonl").read_text().split()
+    assert lines
 
 
 def test_only_a_scan_is_replaced(scanned, llama, text, tmp_path):

@@ -7,6 +7,7 @@ half of a text chooses, the other half confirms, and the chance of luck counts e
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -244,6 +245,7 @@ def _losses(
         )
     known, found = _known(file), dict[Span, list[float]]()
     with file.open("a", encoding="utf-8") as stream:
+        stream.write("\n")  # behind a line that a kill cut off
         for number, (span, compute) in enumerate(_each(stack, spans, asked.request.times)):
             progress("scanning spans", number / len(spans))
             found[span] = known.get(span) or stack.losses(compute(), given)
@@ -303,4 +305,5 @@ def _command(model: str, finding: Finding, times: int) -> str:
     """Write what builds the model with the chosen span repeated."""
     span = Span(finding.choice.first, finding.choice.last)
     often = f" --set times={times}" if times > 1 else ""
-    return f"deepen grow {model} OUT --method repeat --set span={span}{often} --set trains=nothing"
+    how = f"--method repeat --set span={span}{often} --set trains=nothing"
+    return f"deepen grow {shlex.quote(model)} OUT {how}"
