@@ -78,12 +78,7 @@ def plan(
         DeepenError: The model or the request is not one that can be grown.
     """
     base = open_model(model, revision, quantised=True)
-    asked, advice = requested(request, how), None
-    if asked.calibration is not None and _measure(asked) not in MEASURED_ON_TEXT:
-        device = devices.choose(asked.device)
-        advice = _scores(base, "gradient", asked.calibration, device, progress)
-        asked = asked.model_copy(update={"calibration": None})
-    growth = resolve(base, asked, progress)
+    growth = resolve(base, requested(request, how), progress)
     conditions: Any = {
         "sequence_length": sequence_length
         or min(_LONGEST_DEFAULT, base.positions or _LONGEST_DEFAULT),
@@ -104,7 +99,6 @@ def plan(
         growth=record.model_copy(update={"notes": notes}),
         cost=estimate(base, growth.plan, trains=trains, label=label, **conditions),
         alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
-        advice=advice,
     )
 
 
@@ -130,7 +124,7 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
     check_copies(base, method, options)
     device = devices.choose(request.device)
     given = placement.parse(request.placement) if request.placement else None
-    by = _measure(request)
+    by = given.measured if given else None
     if request.calibration is not None and by not in MEASURED_ON_TEXT:
         raise DeepenError(
             f"Only placements by {', '.join(MEASURED_ON_TEXT)} read a calibration text; name "
@@ -162,15 +156,6 @@ def resolve(base: Model, request: GrowRequest, progress: Progress = silent) -> G
     new = with_parents(method.place(where), base.anatomy, base.resolved, rule)
     scores = measured() if by else None
     return Growth(base, request, new, method, options, device, progress, scores)
-
-
-def _measure(request: GrowRequest) -> str | None:
-    """Return what a request's placement measures, if it does.
-
-    Raises:
-        DeepenError: There is no such placement.
-    """
-    return placement.parse(request.placement).measured if request.placement else None
 
 
 def _scores(

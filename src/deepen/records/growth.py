@@ -266,8 +266,6 @@ class PlanRecord(Record):
     """What a training step of the result would cost, training what the method trains."""
     alternatives: list[Estimate]
     """The same number of new blocks, placed or trained otherwise."""
-    advice: Scores | None = None
-    """What the calibration text promises each gap, where the placement does not read it."""
 
 
 def read_lineage(config: Mapping[str, Any]) -> Lineage | None:

@@ -100,11 +100,6 @@ def _made_from(step: Step) -> str:
 
 def growth(record: GrowRecord) -> Table:
     """Show what was done, or what would be."""
-    return facts(_growth(record))
-
-
-def _growth(record: GrowRecord) -> list[tuple[str, str | Text]]:
-    """List what was done, or what would be."""
     step = record.step
     options = ", ".join(f"{key}={value}" for key, value in record.chosen_options.items())
     share = record.trainable_parameters / record.parameters
@@ -126,7 +121,7 @@ def _growth(record: GrowRecord) -> list[tuple[str, str | Text]]:
     if record.out is not None:
         rows += [("written to", record.out), ("manifest", f"SHA-256 {record.manifest}")]
         rows.append(("took", f"{record.wall_seconds:.1f} s, peak memory {size(record.peak_bytes)}"))
-    return [*rows, *(("note", note) for note in record.notes)]
+    return facts([*rows, *(("note", note) for note in record.notes)])
 
 
 def plan(record: PlanRecord) -> Group:
@@ -147,10 +142,7 @@ def plan(record: PlanRecord) -> Group:
         f"{' with activation checkpointing' if cost.activation_checkpointing else ''}; step time "
         "and memory (in brackets) relative to full training of the grown model."
     )
-    rows = _growth(record.growth)
-    if record.advice:
-        rows.append(("advice", written.advised(record.advice, record.growth.base_depth)))
-    return Group(facts(rows), Text(), table, Text(conditions, "dim"))
+    return Group(growth(record.growth), Text(), table, Text(conditions, "dim"))
 
 
 def training(record: TrainRecord) -> Table:

@@ -176,14 +176,3 @@ def proven(proofs: Sequence[AlignmentProof]) -> str:
         if not proof.aligned
     ]
     return "; ".join([*parts, *([f"not aligned: {', '.join(others)}"] if others else [])])
-
-
-def advised(scores: Scores, depth: int) -> str:
-    """Say which gaps between two blocks a text promises most."""
-    inner = range(depth - 1)
-    best = sorted(inner, key=lambda gap: -scores.values[gap])[:4]
-    then = f", then those above {', '.join(map(str, best[1:]))}" if best[1:] else ""
-    return (
-        f"on {scores.tokens:,} tokens of {scores.text} the gap above block {best[0]} promises most"
-        f"{then} (--placement gradient)"
-    )

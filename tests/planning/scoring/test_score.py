@@ -1,13 +1,11 @@
 """Placements by what was measured, and what the lineage tells of it."""
 
 import hashlib
-import io
 import shutil
 import statistics
 
 import pytest
 import torch
-from rich.console import Console
 
 import deepen
 import tiny
@@ -16,9 +14,8 @@ from deepen.base.text import PASSAGE
 from deepen.common.errors import DeepenError
 from deepen.planning.scoring.blocks import influences
 from deepen.planning.scoring.calibration import read_calibration
+from deepen.planning.scoring.gradients import promises
 from deepen.planning.scoring.score import score
-from deepen.records.growth import PlanRecord
-from deepen.report import terminal
 
 CPU = torch.device("cpu")
 
@@ -71,30 +68,23 @@ def test_bos_stands_before_every_sequence_and_has_no_influence(llama, tmp_path):
     assert scores.values != pytest.approx(influences(model, text.tokens, CPU), abs=1e-6)
 
 
-def test_a_text_that_nothing_reads_is_refused(llama, tmp_path):
+def test_a_text_that_nothing_reads_is_refused(llama):
     for placement in (None, "top", "quality"):
         with pytest.raises(DeepenError, match="leave --calibration out"):
-            deepen.grow(llama, tmp_path / "out", placement=placement, calibration="text.txt")
+            deepen.plan(llama, placement=placement, calibration="text.txt")
 
 
-def test_plan_reads_a_text_that_growing_does_not_and_says_what_it_promises(llama, tmp_path):
+def test_a_block_stands_where_the_text_promises_most(llama, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("The water of the river takes up what the hills give it. " * 40)
-    advised = deepen.plan(llama, placement="top", new_layers=1, calibration=str(text))
-    placed = deepen.plan(llama, placement="gradient", new_layers=1, calibration=str(text))
-    assert advised.growth.step.scores is None
-    assert advised.advice == placed.growth.step.scores
-    assert (advised.advice.by, advised.advice.of, placed.advice) == ("gradient", "gaps", None)
-    values = advised.advice.values
-    best = max(range(5), key=lambda gap: values[gap])
-    assert placed.growth.step.plan[best + 1] == [best, best + 1, 0.5]
-    assert f"the gap above block {best} promises most, then" in advised_text(advised)
-
-
-def advised_text(record: PlanRecord) -> str:
-    console = Console(width=1000, file=io.StringIO())
-    console.print(terminal.plan(record))
-    return console.file.getvalue()
+    how = {"placement": "gradient", "new_layers": 1, "calibration": str(text)}
+    step = deepen.plan(llama, **how).growth.step
+    assert (step.scores.by, step.scores.of, step.scores.text) == ("gradient", "gaps", "mine.txt")
+    calibration = read_calibration(open_model(llama), str(text), sequences=2)
+    expected = promises(open_model(llama), calibration.tokens, CPU)
+    assert step.scores.values == [round(value, 6) for value in expected]
+    best = max(range(5), key=lambda gap: expected[gap])
+    assert step.plan[best + 1] == [best, best + 1, 0.5]
 
 
 def test_as_many_blocks_as_stand_out(llama):
