@@ -86,6 +86,17 @@ def test_plan_shows_what_a_placement_was_chosen_by(capsys, llama, tmp_path):
     )
 
 
+def test_plan_counts_a_last_phase_in_which_everything_trains(capsys, llama):
+    costs = [
+        json.loads(run(capsys, "plan", llama, "-n", "2", "--json", *more)[1])["cost"]
+        for more in ([], ["--everything-for", "0.3"], ["--everything-for", "1"])
+    ]
+    new, both, whole = (cost["flops_per_token"] for cost in costs)
+    assert both == 0.7 * new + 0.3 * whole
+    assert costs[1]["label"] == "this plan, then everything (30%)"
+    assert costs[1]["total_bytes"] == costs[2]["total_bytes"] > costs[0]["total_bytes"]
+
+
 def test_json_is_the_record(capsys, llama, tmp_path):
     _, planned, _ = run(
         capsys, "plan", llama, "--method", "llama-pro", "--new-layers", "2", "--json"

@@ -11,6 +11,8 @@ from deepen.comparison.settle import settle
 from deepen.comparison.study import Study, checked
 from deepen.planning.partial import lora_parameters, neuron_parameters
 
+PHASES = {"phases": [{"steps": 5}, {"trains": "everything"}]}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -86,6 +88,15 @@ def test_equal_flops_give_every_arm_what_the_reference_costs(folder):
     both = study(folder, arms=["base", reading], budget="flops").arms
     # A pass over 4096 tokens, 64 to a step, costs a third of training on them.
     assert both[1].training["max_steps"] == 60 - -(-4096 // 64 // 3)
+    phases = [{"trains": "new_blocks", "steps": 0.7}, {"trains": "everything"}]
+    phased = {"method": "opt-deus", "label": "phased", "training": {"phases": phases}}
+    whole = {"method": "opt-deus", "label": "whole", "training": {"trains": "everything"}}
+    made = study(folder, arms=["base", "opt-deus", whole, phased], budget="flops").arms
+    plain, all_of_it, between = (arm.training["max_steps"] for arm in made[1:])
+    assert all_of_it < between < plain
+    # In units of all that there is to spend, a seventh and two tenths of a step rounded.
+    first, then = round(0.7 * between), between - round(0.7 * between)
+    assert 1 - 1.5 / all_of_it < first / plain + then / all_of_it < 1 + 1.5 / all_of_it
     half = study(folder, arms=["base", twice], budget="flops").arms[1].training["max_steps"]
     assert half == steps["opt-deus"] // 2, "a step of twice the sequences costs twice as much"
     tokens = study(folder, arms=arms, budget="flops", training={"max_tokens": 60 * 64 + 1})
@@ -102,6 +113,16 @@ def test_equal_flops_give_every_arm_what_the_reference_costs(folder):
         ({"arms": [{"method": "top-blocks", "options": {"blocks": 99}}]}, "no 99 blocks"),
         ({"parameters": 2}, "2 parameters are too few for adapters of rank 1"),
         ({"budget": "flops", "training": {"epochs": 1}}, "instead of epochs"),
+        ({"arms": [{"method": "opt-deus", "training": PHASES}, "lora"]}, "No grown arm"),
+        ({"arms": ["opt-deus"], "training": {"max_steps": 5} | PHASES}, "Phase 2 .* run's 5 step"),
+        (
+            {
+                "arms": [{"method": "opt-deus", "training": PHASES}],
+                "training": {"max_steps": 3, "batch_size": 2},
+                "budget": "flops",
+            },
+            "phases of training.phases have 5 steps together",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, changes, sentence):

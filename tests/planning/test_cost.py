@@ -12,11 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from deepen.base.checkpoint import ModuleSource, Source, info_of
 from deepen.base.model import Model, as_model
+from deepen.common.errors import DeepenError
 from deepen.planning.cost import (
     arrangements,
     estimate,
     placements,
     reading_flops_per_token,
+    then_everything,
     training_flops_per_token,
 )
 from deepen.planning.plan import Keep, Plan, insert_after
@@ -283,6 +285,27 @@ def test_placements_of_an_8b_model() -> None:
         assert row.relative_bytes == pytest.approx(
             row.total_bytes / of["full training"].total_bytes
         )
+
+
+def test_two_phases_cost_the_mean_in_the_memory_of_the_larger_one() -> None:
+    plan = insert_after(32, range(15, 31), copies=False)
+    conditions: Any = {"sequence_length": 512, "activation_checkpointing": True}
+    first, then = (
+        estimate(big_base(), plan, trains=trains, label="this plan", **conditions)
+        for trains in ("new_blocks", "everything")
+    )
+    both = then_everything(first, then, 0.25)
+    assert both.label == "this plan, then everything (25%)"
+    assert both.flops_per_token == 0.75 * first.flops_per_token + 0.25 * then.flops_per_token
+    parts = both.linear.total + both.attention.total + both.head.total
+    assert parts == pytest.approx(both.flops_per_token)
+    assert both.relative_step_time == pytest.approx(0.75 * first.relative_step_time + 0.25)
+    assert (both.total_bytes, both.relative_bytes) == (then.total_bytes, 1)
+    assert both.trainable_parameters == then.parameters
+    assert both.model_validate_json(both.model_dump_json()) == both
+    for share in (-0.1, 1.1):
+        with pytest.raises(DeepenError, match="is no share of the steps"):
+            then_everything(first, then, share)
 
 
 def test_rows_for_any_depth_and_number() -> None:

@@ -75,6 +75,15 @@ def test_stages_have_their_own_defaults_and_the_budget_is_an_epoch() -> None:
         ("training.block_rate_decay=.inf", "training.block_rate_decay"),
         ("training.learning_rate=.nan", "training.learning_rate"),
         ("training.betas=[0.9, 1.0]", "training.betas.1"),
+        ("training.phases=[]", "training.phases.* at least 1 item"),
+        ("training.phases=[{share: 1}]", "Unknown key 'training.phases.0.share'"),
+        ("training.phases=[{steps: 0}, {}]", "training.phases.0.steps.* greater than 0"),
+        ("training.phases=[{steps: 1e9}, {}]", "training.phases.0.steps.* less than or equal"),
+        ("training.phases=[{steps: 1}, {ramp: -1}]", "training.phases.1.ramp"),
+        ("training.phases=[{learning_rate: 1e5}]", "training.phases.0.learning_rate"),
+        ("training.phases=[{trains: new}]", "training.phases.0.trains"),
+        ("training.phases=[{}, {}]", "one of the phases does not say its steps"),
+        ("training.phases=[{ramp: 2}]", "the first of the phases has a ramp; it is warmup there"),
         ("data.sequence_length=1", "data.sequence_length.* greater than or equal to 2"),
         ("data.path=[]", "data.path.* at least 1 item"),
         ("data.path=''", "data.path.* at least 1 char"),
@@ -91,6 +100,22 @@ def test_stages_have_their_own_defaults_and_the_budget_is_an_epoch() -> None:
 def test_what_does_not_fit_is_told(file: Path, override: str, said: str) -> None:
     with pytest.raises(DeepenError, match=said):
         load_recipe(file, [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.lora={rank: 2}",
+        "training.neurons=3",
+        "training.output_rate_factor=2",
+        "training.output_lead=2",
+        "training.block_rate_decay=0.9",
+    ],
+)
+def test_phases_go_with_nothing_that_has_one_part(file: Path, override: str) -> None:
+    key = override.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(DeepenError, match=f"{key} is for one part that trains from beginning"):
+        load_recipe(file, ["training.phases=[{steps: 3}, {trains: everything}]", override])
 
 
 @pytest.mark.parametrize("settings", [Recipe, Study])

@@ -46,6 +46,15 @@ def plan(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Compute activations anew in training.")
     ] = False,
+    everything_for: Annotated[
+        float,
+        typer.Option(
+            "--everything-for",
+            min=0,
+            max=1,
+            help="Share of the steps, at the end, in which everything trains (training.phases).",
+        ),
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Show what grow would do and what training would cost; nothing is written."""
@@ -61,6 +70,7 @@ def plan(
             sequences=sequences,
             precision=precision,
             activation_checkpointing=checkpointing,
+            everything_for=everything_for,
             progress=progress,
         )
     show(record, as_json, terminal.plan)

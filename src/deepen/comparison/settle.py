@@ -5,7 +5,8 @@ blocks, the base's own top blocks, or wider FFNs. Everything is settled before t
 from the base's config and the shapes of its tensors, and stands in the study's resolved file.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +32,11 @@ from deepen.planning.partial import (
     wider_neurons,
 )
 from deepen.records.growth import GrowRecord
-from deepen.training.freeze import trainable
+from deepen.training.phases.phase import borders, ends, parts
 from deepen.training.recipe import TrainingConfig
 
+_ROUNDING = 1e-9
+"""Of a sum of costs, as a share of it."""
 Count = Annotated[int, Field(ge=1, le=10**7)]
 
 
@@ -145,7 +148,8 @@ def _options(arm: Arm) -> Any:  # noqa: ANN401 (one of several classes)
 def _parameters(study: Study, base: Model) -> int:
     """Count what the first grown arm trains that trains its new blocks alone."""
     for arm in study.all_arms:
-        if not arm.is_grown or arm.training.get("trains", "auto") not in ("auto", "new_blocks"):
+        own = arm.training.get("trains", "auto") not in ("auto", "new_blocks")
+        if not arm.is_grown or own or arm.training.get("phases"):
             continue
         record = _grown(study, arm, base)
         if record.step.trains == "new_blocks":
@@ -204,12 +208,10 @@ def _equal_flops(study: Study, base: Model) -> Study:
             "A budget in FLOPs is that of the reference's steps; give training.max_steps or "
             "training.max_tokens instead of epochs."
         )
-    # Of a step, in steps of the study's batch.
-    costs = {
-        arm.name: _flops_per_token(study, arm, base) * batch[arm.name] for arm in study.all_arms
-    }
+    # In steps of the study's batch.
+    costs = {arm.name: _cost(study, arm, base, batch[arm.name]) for arm in study.all_arms}
     (reference,) = (arm for arm in study.all_arms if study.role(arm) == "reference")
-    budget = steps * costs[reference.name] + _protecting(study, reference, base)
+    budget = costs[reference.name](steps) + _protecting(study, reference, base)
     arms: Sequence[Arm] = [
         _with(
             arm,
@@ -219,12 +221,42 @@ def _equal_flops(study: Study, base: Model) -> Study:
         for arm in study.all_arms
     ]
     plain = training.model_copy(update={"max_tokens": None, "max_steps": steps})
-    return study.model_copy(update={"arms": arms, "training": plain})
+    settled = study.model_copy(update={"arms": arms, "training": plain})
+    for arm in arms:
+        ends(_training(settled, arm), arm.training["max_steps"])
+    return settled
 
 
-def _steps(budget: float, own: float) -> int:
+def _steps(budget: float, cost: Callable[[int], float]) -> int:
     """Return the steps that cost at most what there is to spend, at least one."""
-    return max(1, int(budget / own))
+    budget *= 1 + _ROUNDING
+    few, many = 1, 2
+    while cost(many) <= budget:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if cost(middle) <= budget else (few, middle)
+    return few
+
+
+def _cost(study: Study, arm: Arm, base: Model, batch: float) -> Callable[[int], float]:
+    """Return what so many steps cost an arm, which may have phases of different costs.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        base: The study's base.
+        batch: The arm's batch, in the study's.
+    """
+    training, each = _training(study, arm), _flops_per_token(study, arm, base)
+
+    def cost(steps: int) -> float:
+        # So few steps as are tried here may end before a phase begins.
+        after = [min(end, steps) for end in borders(training, steps)]
+        pairs = zip(each, itertools.pairwise(after), strict=True)
+        return batch * sum(flops * (end - begin) for flops, (begin, end) in pairs)
+
+    return cost
 
 
 def _protecting(study: Study, arm: Arm, base: Model) -> float:
@@ -237,7 +269,7 @@ def _protecting(study: Study, arm: Arm, base: Model) -> float:
     if training.neurons:
         forward += 2.0 * neuron_parameters(base, training.neurons)
     sequences = max(1, training.protect.max_tokens // length)
-    return forward * sequences / study.training.batch_size
+    return forward * sequences / study.training.batch_size * len(training.phases or [None])
 
 
 def _training(study: Study, arm: Arm) -> TrainingConfig:
@@ -245,26 +277,31 @@ def _training(study: Study, arm: Arm) -> TrainingConfig:
     return study.recipe(arm, 0, "cpt", study.base, study.arm_folder(arm, 0)).training
 
 
-def _flops_per_token(study: Study, arm: Arm, base: Model) -> float:
-    """Return what one trained token costs an arm, by our own count."""
+def _flops_per_token(study: Study, arm: Arm, base: Model) -> list[float]:
+    """Return what one trained token costs an arm in each phase, by our own count."""
     training = _training(study, arm)
     length = study.data.sequence_length
     if training.neurons:
         # Forward and through activations, the new neurons cost what their weights' products do.
         through = 4.0 * neuron_parameters(base, training.neurons)
-        return through + neuron_flops_per_token(base, training.neurons, length)
+        return [through + neuron_flops_per_token(base, training.neurons, length)]
     config, depth = _trained_model(study, arm, base)
-    trains = trainable(config, depth, training, arm.name)
-    if trains.lora:
-        return lora_flops_per_token(base, trains.lora.rank, trains.blocks, length)
-    return training_flops_per_token(
-        base,
-        trains.blocks,
-        depth,
-        length,
-        trains_everything=trains.everything,
-        also=trains.outside,
-    )
+    costs = []
+    for trains in parts(config, depth, training, arm.name):
+        if trains.lora:
+            costs.append(lora_flops_per_token(base, trains.lora.rank, trains.blocks, length))
+            continue
+        costs.append(
+            training_flops_per_token(
+                base,
+                trains.blocks,
+                depth,
+                length,
+                trains_everything=trains.everything,
+                also=trains.outside,
+            )
+        )
+    return costs
 
 
 def _trained_model(study: Study, arm: Arm, base: Model) -> tuple[Mapping[str, Any], int]:

@@ -15,6 +15,7 @@ from deepen.comparison.arm import BASE, MOST_ARMS, PARTS, Arm, written_out
 from deepen.methods.method import parse_options
 from deepen.records.evaluation import Side
 from deepen.records.study import Role
+from deepen.training.phases.phase import ends
 from deepen.training.recipe import (
     DataConfig,
     Length,
@@ -282,7 +283,9 @@ def checked(study: Study) -> Study:
             raise DeepenError(
                 f"Arm {arm.name!r} replays old text, and the study names none; give it as replay."
             )
-        study.recipe(arm, 0, "cpt", study.base, Path(study.output))
+        training = study.recipe(arm, 0, "cpt", study.base, Path(study.output)).training
+        if training.max_steps and study.budget == "tokens":
+            ends(training, training.max_steps)
         if study.fine_tuning is not None:
             study.recipe(arm, 0, "sft", study.base, Path(study.output))
     return study

@@ -20,7 +20,7 @@ from deepen.growth.fuse import Growth, check_copies
 from deepen.growth.side_files import left_behind
 from deepen.methods.method import parse_options
 from deepen.planning import placement
-from deepen.planning.cost import estimate, placements
+from deepen.planning.cost import estimate, placements, then_everything
 from deepen.planning.parents import with_parents
 from deepen.planning.pattern import BROKEN_PATTERN, follows_rule, rule_of
 from deepen.planning.placement import PlacementRequest
@@ -57,6 +57,7 @@ def plan(
     sequences: int = 1,
     precision: Precision = "bfloat16",
     activation_checkpointing: bool = False,
+    everything_for: float = 0.0,
     progress: Progress = silent,
     **how: Any,
 ) -> PlanRecord:
@@ -71,6 +72,8 @@ def plan(
         sequences: Sequences in one forward pass of one process.
         precision: Arithmetic of training.
         activation_checkpointing: Whether blocks compute their activations anew.
+        everything_for: Share of the steps, at the end, in which everything trains and not the new
+            blocks alone (``training.phases`` of a recipe).
         progress: Called with the stage and the finished share of it.
         **how: Fields of ``GrowRequest``, instead of ``request`` or over it.
 
@@ -90,6 +93,10 @@ def plan(
     trains: Trained = "everything" if growth.trains == "everything" else "new_blocks"
     if growth.trains == "nothing":
         label += ", if its copies trained"
+    cost = estimate(base, growth.plan, trains=trains, label=label, **conditions)
+    if everything_for:
+        whole = estimate(base, growth.plan, trains="everything", **conditions)
+        cost = then_everything(cost, whole, everything_for)
     check_loads(growth, config_of(growth, lineage))
     record = grow_record(growth, lineage)
     assert isinstance(base.source, FolderSource)
@@ -97,7 +104,7 @@ def plan(
     notes = [*record.notes, *told, *uneven_stages(base.depth, growth.plan.depth)]
     return PlanRecord(
         growth=record.model_copy(update={"notes": notes}),
-        cost=estimate(base, growth.plan, trains=trains, label=label, **conditions),
+        cost=cost,
         alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
     )
 

@@ -151,6 +151,42 @@ def estimate(
     )
 
 
+def then_everything(first: Estimate, then: Estimate, share: float) -> Estimate:
+    """Estimate a run in two phases: what trains at first, then everything.
+
+    Args:
+        first: Training the one part.
+        then: Training everything, of the same stack.
+        share: Share of the steps, at the end, in which everything trains.
+
+    Returns:
+        What a step costs on average, in the memory of the phase that takes more.
+
+    Raises:
+        DeepenError: The share is none.
+    """
+    if not 0 <= share <= 1:
+        raise DeepenError(f"{share:g} is no share of the steps; give one from 0 to 1.")
+
+    def mean(one: Any, other: Any) -> Any:  # noqa: ANN401 (numbers, or FLOPs of a part)
+        if isinstance(one, Flops):
+            kinds = Flops.model_fields
+            return Flops(**{k: mean(getattr(one, k), getattr(other, k)) for k in kinds})
+        return (1 - share) * one + share * other
+
+    largest = max(first, then, key=lambda phase: phase.total_bytes)
+    fields = {*Estimate.model_fields}
+    of_bytes = {name for name in fields if name.endswith("bytes")}
+    of_work = {name for name in fields if name.startswith("relative") or "flops" in name}
+    of_work = (of_work | {"linear", "attention", "head"}) - of_bytes
+    label = f"{first.label}, then everything ({share:.0%})"
+    return then.model_copy(
+        update={"label": label}
+        | {name: mean(getattr(first, name), getattr(then, name)) for name in of_work}
+        | {name: getattr(largest, name) for name in of_bytes}
+    )
+
+
 def placements(
     base: Model, new_layers: int | None = None, **conditions: Unpack[Conditions]
 ) -> list[Estimate]:

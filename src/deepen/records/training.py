@@ -62,7 +62,27 @@ class ProtectRecord(Record):
     seconds: Measure
     """Time to find them; not part of the training time."""
     flops: float = 0.0
-    """Model FLOPs of reading; not part of ``flops_per_token``. 0 in records of earlier versions."""
+    """Model FLOPs of reading, once in each phase; not part of ``flops_per_token``. 0 in records of
+    earlier versions."""
+
+
+class PhaseRecord(Record):
+    """A stretch of the run in which one part of the model trained."""
+
+    what: str
+    """What trained, in words."""
+    first_step: Positive
+    """Its first step, counted from 1."""
+    steps: Count
+    """Steps taken in it."""
+    tokens: Count
+    """Tokens seen in it, over all processes."""
+    learning_rate: Measure
+    """Its peak learning rate."""
+    trainable_parameters: Count
+    """Parameters that trained."""
+    flops_per_token: Measure
+    """Model FLOPs of one of its tokens."""
 
 
 class SourceRecord(Record):
@@ -122,19 +142,23 @@ class TrainRecord(Record):
     peak_bytes: Count
     """Peak memory: of the GPU where there is one, else resident memory of the process."""
     flops_per_token: Measure
-    """Model FLOPs of one trained token by our own formula, freezing taken into account."""
+    """Model FLOPs of one trained token by our own formula, freezing taken into account; the mean
+    over all tokens of a run in phases."""
     matmul_flops_per_second: Measure
     """Rate of a large matrix product measured on this machine at the start of the run."""
     utilisation: Measure
-    """Model FLOPs per second as a share of that rate, blocks that were not run left out."""
+    """Model FLOPs per second as a share of that rate, blocks that were not run left out; of the
+    last phase."""
     resumed_from_step: Count | None
     """The step that the last restart began at."""
     averaged_steps: list[Count] = Field(default_factory=list)
     """Steps whose weights the result is the mean of; none if it is the last step's alone."""
+    phases: list[PhaseRecord] = Field(default_factory=list)
+    """What trained for how long, if the recipe has phases; those that were begun."""
     trunk: TrunkRecord | None = None
-    """What was kept of the frozen trunk; ``None`` if every block was run in every step."""
+    """What was kept of the frozen trunk in the last phase; ``None`` if every block was run."""
     protect: ProtectRecord | None = None
-    """What was protected; ``None`` if nothing was."""
+    """What was protected in the last phase; ``None`` if nothing was."""
     recipe: dict[str, Any]
     """The resolved recipe."""
     versions: dict[str, str]

@@ -66,9 +66,19 @@ def _section(record: TrainRecord) -> str:
         f"seed {record.recipe['data']['seed']}\n"
         f"- Budget: {record.steps:,} steps, {record.tokens:,} tokens\n"
         f"- Trained: {record.trainable_parameters:,} of {record.parameters:,} parameters "
-        f"({share:.1%}), {_what(record)}\n{_averaged(record)}"
+        f"({share:.1%}), {_what(record)}\n{_phases(record)}{_averaged(record)}"
         f"- Last training loss: {loss:.4f} nats per token\n"
     )
+
+
+def _phases(record: TrainRecord) -> str:
+    """Say what trained when, if it was not one thing all the time."""
+    told = [
+        f"{phase.what} for {phase.steps:,} steps, at a learning rate of up to "
+        f"{phase.learning_rate:g}"
+        for phase in record.phases
+    ]
+    return f"- In phases: {'; then '.join(told)}\n" if told else ""
 
 
 def _averaged(record: TrainRecord) -> str:

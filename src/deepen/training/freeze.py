@@ -1,7 +1,7 @@
 """What trains: read from the checkpoint's ``deepen`` entry, or named in the recipe."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +53,15 @@ class Trains:
         if self.everything or place is None:
             return self.everything or family.part(name) in self.outside
         return place[0] in self.blocks
+
+    def __or__(self, other: "Trains") -> "Trains":
+        """Return what one of the two trains."""
+        return replace(
+            self,
+            everything=self.everything or other.everything,
+            blocks=tuple(sorted({*self.blocks, *other.blocks})),
+            outside=self.outside | other.outside,
+        )
 
 
 def trainable(config: Mapping[str, Any], depth: int, training: TrainingConfig, name: str) -> Trains:
@@ -217,6 +226,11 @@ class Whole(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return how many there are."""
         return len([*self])
+
+
+def names_of(module: Any, trains: Trains, family: Family) -> list[str]:  # noqa: ANN401
+    """Return the names in memory of what trains, all of it and as it is."""
+    return [name for name, _ in module.named_parameters() if trains.includes(family, name)]
 
 
 def counts(module: Any) -> tuple[int, int]:  # noqa: ANN401

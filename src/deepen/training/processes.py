@@ -16,3 +16,21 @@ def local_rank() -> int:
 def processes() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharded() -> bool:
+    """Whether the launcher divides the weights among the processes."""
+    asked = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "false").lower() == "true" for name in asked)
+
+
+def wait_for_all(*, on_gpu: bool) -> None:
+    """Wait until every process has come here.
+
+    Args:
+        on_gpu: Whether GPUs train.
+    """
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not on_gpu).wait_for_everyone()

@@ -27,6 +27,8 @@ Length = Annotated[int, Field(ge=2, le=10**7)]
 Tokens = Annotated[int, Field(ge=1, le=10**15)]
 Blocks = Annotated[list[Annotated[int, Field(ge=0, lt=10**5)]], Field(max_length=5000)]
 """Indices of blocks."""
+WhatTrains = Literal["auto", "new_blocks", "everything"] | Blocks
+Outside = Literal["norm", "head", "embeddings"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and transformers all take."""
 
@@ -171,6 +173,23 @@ class ProtectConfig(Settings):
     """How much of the text is read, in whole sequences from all over it."""
 
 
+class PhaseConfig(Settings):
+    """A stretch of the run in which a part of the model trains; see ``TrainingConfig.phases``."""
+
+    trains: WhatTrains | None = None
+    """As in the recipe, which says it for the phases that do not."""
+    also: tuple[Outside, ...] | None = None
+    """As in the recipe, which says it for the phases that do not."""
+    steps: Annotated[float, Field(gt=0, le=MOST_STEPS)] | None = None
+    """How long it is: a share of the run's steps if below 1, else a number of steps. The last phase
+    has the rest."""
+    learning_rate: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    """Peak learning rate of the phase; by default the recipe's."""
+    ramp: Lead = 0.0
+    """How long the learning rate of what starts to train grows from 0 to that of the rest: a share
+    of the phase's steps if below 1, else a number of steps. The first phase has ``warmup``."""
+
+
 class TrainingConfig(Settings):
     """How to train."""
 
@@ -211,11 +230,15 @@ class TrainingConfig(Settings):
     """AdamW's."""
     max_gradient_norm: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     """Longer gradients are cut to this length; 0 leaves them."""
-    trains: Literal["auto", "new_blocks", "everything"] | Blocks = "auto"
+    trains: WhatTrains = "auto"
     """``auto`` is what the method's paper trains; or only the new blocks, everything, or a list of
     blocks."""
-    also: tuple[Literal["norm", "head", "embeddings"], ...] = ()
+    also: tuple[Outside, ...] = ()
     """What else trains beside the blocks; the head of tied embeddings is the embeddings."""
+    phases: Annotated[list[PhaseConfig], Field(min_length=1, max_length=100)] | None = None
+    """What trains for how long, one phase after another, for example new blocks first and then
+    everything at a lower rate; by default one thing from beginning to end. Each phase has the
+    schedule's course to itself."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and nothing else, whatever ``trains`` says."""
     neurons: Annotated[int, Field(ge=1, le=10**7)] | None = None
@@ -265,12 +288,29 @@ class TrainingConfig(Settings):
                 "the mean of adapters' factors is not that of what they add to the weights; leave "
                 "out average_checkpoints or lora"
             )
+        self._check_phases()
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
                 f"{self.batch_size}"
             )
         return self
+
+    def _check_phases(self) -> None:
+        """Refuse phases beside what cannot change with them, and phases of no known length."""
+        if self.phases is None:
+            return
+        fixed = ("lora", "neurons", "output_rate_factor", "output_lead", "block_rate_decay")
+        for key in fixed:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is for one part that trains from beginning to end, and phases change "
+                    f"it; leave out one of them"
+                )
+        if self.phases[0].ramp:
+            raise ValueError("the first of the phases has a ramp; it is warmup there")
+        if any(phase.steps is None for phase in self.phases[:-1]):
+            raise ValueError("one of the phases does not say its steps; only the last one need not")
 
 
 class Recipe(Settings):

@@ -1,6 +1,7 @@
 """The record of a run, made from what the engine logged."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from deepen.planning.partial import lora_flops_per_token, neuron_flops_per_token
 from deepen.records.growth import BaseIdentity, Lineage, Training, read_entry
 from deepen.records.training import (
     LossPoint,
+    PhaseRecord,
     ProtectRecord,
     SourceRecord,
     StepTime,
@@ -23,19 +25,32 @@ from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
+from deepen.training.phases.phase import Phase
 from deepen.training.recipe import DataConfig, Recipe, Stage
 from deepen.training.run_folder import step_of
 from deepen.verification.trained import block_digest
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Numbers of parameters; tied ones count once."""
+
+    all: int
+    """All there are."""
+    trained: int
+    """Those that trained."""
+    in_phases: Sequence[int]
+    """Those that trained in each phase."""
 
 
 def make_record(
     recipe: Recipe,
     stage: Stage,
     model: Model,
-    trains: Trains,
+    phases: Sequence[Phase],
     engine: Any,  # noqa: ANN401 (Trainer has no types)
     *,
-    counted: tuple[int, int],
+    counted: Counted,
     schedule: Schedule,
     matmul_rate: float,
     resumed_from_step: int | None,
@@ -49,42 +64,42 @@ def make_record(
         recipe: The resolved recipe.
         stage: The stage.
         model: The checkpoint that was trained.
-        trains: What trained.
-        engine: The engine, after training.
+        phases: What trained, and when.
+        engine: The engine of the last one, after training.
         counted: How many parameters there are, and how many of them trained.
         schedule: Which sequences it saw.
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
-        trunk: What was kept of the frozen blocks at the bottom.
+        trunk: What was kept of the frozen blocks at the bottom, in the last phase.
         protect: What was protected.
         averaged: Earlier checkpoints that the result is averaged with.
     """
-    measured, length = _measured(engine, schedule), recipe.data.sequence_length
-    flops = _flops_per_token(model, trains, length)
-    rate = (flops - _kept_flops(model, trunk, length)) * measured["tokens_per_second"]
+    length, steps = recipe.data.sequence_length, engine.state.global_step
+    told = _phases(model, phases, counted, schedule, steps, length)
+    run = told[-1].flops_per_token - _kept_flops(model, trunk, length)
+    rate = run * _speed(engine, phases[-1].begin)
     return TrainRecord(
         stage=stage,
         model=model.source.name,
         output=recipe.output,
         seed=recipe.seed,
-        processes=engine.args.world_size,
-        device=engine.args.device.type,
-        precision="bfloat16" if engine.args.bf16 else "float32",
-        parameters=counted[0],
-        trainable_parameters=counted[1],
-        trainable_blocks=list(trains.blocks),
-        steps=engine.state.global_step,
-        tokens=schedule.tokens[engine.state.global_step],
+        **_machine(engine),
+        parameters=counted.all,
+        trainable_parameters=counted.trained,
+        trainable_blocks=list(phases[-1].so_far.blocks),
+        steps=steps,
+        tokens=schedule.tokens[steps],
         sequence_length=length,
-        sources=_sources(recipe.data, schedule, engine.state.global_step),
-        **measured,
+        sources=_sources(recipe.data, schedule, steps),
+        **_measured(engine),
         matmul_flops_per_second=matmul_rate,
-        flops_per_token=flops,
+        flops_per_token=_mean_flops(told),
         utilisation=rate / (matmul_rate * engine.args.world_size),
         resumed_from_step=resumed_from_step,
-        averaged_steps=[*map(step_of, averaged), engine.state.global_step] if averaged else [],
+        averaged_steps=[*map(step_of, averaged), steps] if averaged else [],
+        phases=told if recipe.training.phases else [],
         trunk=trunk,
-        protect=protect,
+        protect=_each_time(protect, len(phases)),
         recipe=recipe.model_dump(mode="json"),
         versions=versions() | _engine_versions(),
     )
@@ -126,18 +141,75 @@ def lineage_after(
     return lineage.model_copy(update={"trainings": [*lineage.trainings, training]})
 
 
-def _measured(engine: Any, schedule: Schedule) -> dict[str, Any]:  # noqa: ANN401
+def _machine(engine: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Say where it was trained, under the names of the record."""
+    args = engine.args
+    precision = "bfloat16" if args.bf16 else "float32"
+    return {"processes": args.world_size, "device": args.device.type, "precision": precision}
+
+
+def _phases(
+    model: Model,
+    phases: Sequence[Phase],
+    counted: Counted,
+    schedule: Schedule,
+    steps: int,
+    length: int,
+) -> list[PhaseRecord]:
+    """Say what trained for how long, in a run that ended after so many steps."""
+    told = []
+    for phase, trained in zip(phases, counted.in_phases, strict=True):
+        end, rate = min(phase.end, steps), phase.training.learning_rate
+        assert rate is not None
+        told.append(
+            PhaseRecord(
+                what=phase.trains.words,
+                first_step=phase.begin + 1,
+                steps=end - phase.begin,
+                tokens=schedule.tokens[end] - schedule.tokens[phase.begin],
+                learning_rate=rate,
+                trainable_parameters=trained,
+                flops_per_token=_flops_per_token(model, phase.trains, length),
+            )
+        )
+    return told
+
+
+def _each_time(protect: ProtectRecord | None, phases: int) -> ProtectRecord | None:
+    """Count what it cost to read the old text in every phase."""
+    if protect is None:
+        return None
+    return protect.model_copy(update={"flops": protect.flops * phases})
+
+
+def _mean_flops(phases: Sequence[PhaseRecord]) -> float:
+    """Return the FLOPs of a token, over all phases; those of the only one as they are."""
+    if len(phases) == 1:
+        return phases[0].flops_per_token
+    total = sum(phase.flops_per_token * phase.tokens for phase in phases)
+    return total / sum(phase.tokens for phase in phases)
+
+
+def _measured(engine: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the loss over the run, time and memory, under the names of the record."""
     history = [entry for entry in engine.state.log_history if "loss" in entry]
     timed = [entry for entry in history if "step_seconds" in entry]
-    wall = history[-1]["wall_seconds"]
     return {
         "curve": [_point(entry) for entry in history],
-        "wall_seconds": wall,
-        "tokens_per_second": _tokens_per_second(timed) if timed else history[-1]["tokens"] / wall,
+        "wall_seconds": history[-1]["wall_seconds"],
+        "tokens_per_second": _speed(engine, 0),
         "step_time": _step_time(timed),
         "peak_bytes": peak_bytes(engine.args.device),
     }
+
+
+def _speed(engine: Any, begin: int) -> float:  # noqa: ANN401
+    """Return the tokens per second after a step: of timed steps, if there are some."""
+    history = [entry for entry in engine.state.log_history if "loss" in entry]
+    timed = [e for e in history if "step_seconds" in e and e["step"] > begin]
+    if timed:
+        return _tokens_per_second(timed)
+    return float(history[-1]["tokens"] / history[-1]["wall_seconds"])
 
 
 def _sources(data: DataConfig, schedule: Schedule, step: int) -> list[SourceRecord]:

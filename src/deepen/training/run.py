@@ -1,9 +1,11 @@
 """Train one recipe from beginning to end."""
 
+import gc
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from deepen.base.model import Model, open_model
+from deepen.base.model import open_model
+from deepen.common.errors import DeepenError
 from deepen.common.lock import locked
 from deepen.common.progress import Progress, Tell, silent, unheard
 from deepen.common.quiet import quiet_transformers
@@ -23,27 +26,29 @@ from deepen.training.data.packed import load_packed
 from deepen.training.data.rows import local_files
 from deepen.training.data.sources import load_sources, sources
 from deepen.training.data.templates import with_template
-from deepen.training.engine.arguments import check_trackers, precision_of
-from deepen.training.engine.make import make_engine
-from deepen.training.engine.measure import matmul_rate
-from deepen.training.engine.rates import own_rates
+from deepen.training.engine.arguments import (
+    check_trackers,
+    on_gpu,
+    steps_between_saves,
+)
 from deepen.training.engine.saving import Averaged
 from deepen.training.engine.schedule import Schedule
-from deepen.training.freeze import Trains, adapt, counts, trainable
+from deepen.training.freeze import Trains
 from deepen.training.load import (
     check_generation,
     check_length,
     check_memory,
-    load_module,
     lowest_trained,
 )
-from deepen.training.processes import local_rank, rank
-from deepen.training.protect import old_text, protect
+from deepen.training.phases.job import Ended, Job, train_phase
+from deepen.training.phases.phase import parts, phases_of
+from deepen.training.processes import local_rank, rank, sharded, wait_for_all
+from deepen.training.protect import old_text
 from deepen.training.publish import publish
-from deepen.training.recipe import Recipe, Stage
+from deepen.training.recipe import Recipe, Stage, TrainingConfig
 from deepen.training.record import make_record
 from deepen.training.run_folder import RunFolder, last_checkpoint, step_of
-from deepen.training.trunk.keep import Keeper, Trunk
+from deepen.training.trunk.keep import Keeper
 from deepen.training.trunk.wanted import check_possible, pays
 
 
@@ -98,31 +103,7 @@ def train(
             return _run(_prepare(recipe, stage, progress, tell), callbacks, progress, tell)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A recipe with everything that is found out before a model is loaded."""
-
-    recipe: Recipe
-    """The resolved recipe."""
-    stage: Stage
-    """The stage."""
-    model: Model
-    """The checkpoint."""
-    trains: Trains
-    """What trains."""
-    tokenizer: Any
-    """The checkpoint's tokenizer, with the recipe's template."""
-    data: Any
-    """Packed sequences or examples."""
-    schedule: Schedule
-    """The steps."""
-    old_text: Any
-    """Packed sequences of the text to protect, if there is one."""
-    keeper: Keeper | None
-    """Keeps what the frozen blocks below the lowest trained one compute, if it is to be kept."""
-
-
-def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _Job:
+def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> Job:
     """Check everything that can be checked before a model is loaded, and read the data.
 
     Raises:
@@ -134,13 +115,14 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _J
     for source in [*sources(data), *([old] if old else [])]:
         local_files(source)
     model = open_model(recipe.model)
-    trains = trainable(model.source.config, model.depth, training, model.source.name)
+    trained = parts(model.source.config, model.depth, training, model.source.name)
+    whole = reduce(or_, trained)
+    _check_phases(training)
     check_length(model, data)
     check_generation(model)
     check_trackers(training)
-    check_memory(model, trains, recipe, stage)
-    below = lowest_trained(trains, model.depth)
-    keeps = check_possible(recipe, stage, below)
+    check_memory(model, whole, recipe, stage)
+    keeps = check_possible(recipe, stage, lowest_trained(trained[0], model.depth))
     tokenizer = model.tokenizer()
     with_template(data, tokenizer)
     cache = Path(data.cache) if data.cache else RunFolder.of(recipe).data
@@ -158,45 +140,62 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> _J
         lengths = np.array([len(ids) for ids in loaded["input_ids"]])
     steps = steps_of(training, lengths, mixture, data.seed)
     schedule = Schedule(training, steps, lengths, mixture, data.seed)
-    keeper = None
-    if keeps and pays(recipe, below, model.depth, schedule):
-        keeper = Keeper(recipe, model, below, loaded, schedule, cache)
-    kept = load_packed(old, training, tokenizer, cache, progress) if old else None
-    return _Job(recipe, stage, model, trains, tokenizer, loaded, schedule, kept, keeper)
+    phases = phases_of(training, trained, steps)
+    keepers: list[Keeper | None] = []
+    for phase in phases:
+        below = lowest_trained(phase.so_far, model.depth)
+        keeper = None
+        if keeps and below:
+            # What a shorter run would draw, and what is read ahead of it.
+            end = min(steps, phase.end + 1 + 2 * training.workers)
+            until = schedule
+            if end < steps:
+                until = Schedule(training, end, lengths, mixture, data.seed)
+            if pays(recipe, below, model.depth, until):
+                keeper = Keeper(recipe, model, below, loaded, until, cache)
+        keepers.append(keeper)
+    text = load_packed(old, training, tokenizer, cache, progress) if old else None
+    return Job(recipe, stage, model, phases, tokenizer, loaded, schedule, text, keepers)
 
 
-def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> TrainRecord:
-    """Load the model, train it, write it."""
-    recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
-    module = load_module(job.model, job.trains, training)
-    adapt(module, job.model, job.trains, recipe.seed)
-    parameters, trained = counts(module)
-    weight_bytes = sum(info.nbytes for info in job.model.source.infos.values())
-    # The kept ones are whole, and the next comes beside them.
-    folder.check_disk(trained, weight_bytes, max(2, training.average_checkpoints) + 1)
-    tell(_announcement(job, parameters, trained))
-    rates = own_rates(job.model, job.trains, training, job.schedule.steps)
-    engine = make_engine(
-        recipe,
-        job.stage,
-        module,
-        job.data,
-        job.tokenizer,
-        job.schedule,
-        rates,
-        progress,
-        callbacks,
-    )
-    protected = None
-    if job.old_text is not None:
-        protected = protect(engine, recipe, job.model, job.trains, job.old_text)
-        tell(
-            f"Protecting {protected.directions:.0%} of the input directions of {protected.layers} "
-            f"linear layers, found on {protected.tokens:,} tokens of old text."
+def _check_phases(training: TrainingConfig) -> None:
+    """Refuse phases where no process holds whole weights.
+
+    Raises:
+        DeepenError: It is so.
+    """
+    if training.phases and sharded():
+        raise DeepenError(
+            "training.phases changes which whole weights have an optimizer's state, and FSDP and "
+            "DeepSpeed divide them; launch without, or leave it out."
         )
-    trunk = _start_above_trunk(job, engine, progress, tell)
-    rate = matmul_rate(engine.args.device, getattr(torch, precision_of(training)))
-    resumed = _train(job, engine, tell)
+
+
+def _run(job: Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> TrainRecord:
+    """Train phase after phase, then write the model.
+
+    A phase begins as a run does that resumes, from the checkpoint that the one before has ended
+    with: a kill there changes no more than one anywhere else.
+    """
+    recipe, resumed = job.recipe, None
+    ended: Ended | None = None
+    if len(job.phases) > 1:
+        # The first process may have had an earlier run's checkpoints to delete.
+        wait_for_all(on_gpu=on_gpu(recipe.training))
+    last = last_checkpoint(RunFolder.of(recipe).checkpoints)
+    taken = step_of(last) if last else 0
+    for number, phase in enumerate(job.phases):
+        if phase.end <= taken and phase is not job.phases[-1]:
+            continue
+        if ended is not None:
+            ended = None  # or two models would be in memory
+            gc.collect()
+        ended = train_phase(job, number, callbacks, progress, tell)
+        resumed = resumed if taken < phase.begin else ended.resumed
+        if not ended.engine.phase.over:
+            break
+    assert ended is not None
+    engine = ended.engine
     averaged = _averaged(job, engine, tell)
     # Every process has to ask for it: each holds a part.
     state = engine.accelerator.get_state_dict(engine.model_wrapped)
@@ -204,84 +203,49 @@ def _run(job: _Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) ->
         recipe,
         job.stage,
         job.model,
-        job.trains,
+        job.phases[: job.phases.index(ended.phase) + 1],
         engine,
-        counted=(parameters, trained),
+        counted=ended.counted,
         schedule=job.schedule,
-        matmul_rate=rate,
+        matmul_rate=ended.matmul_rate,
         resumed_from_step=resumed,
-        trunk=trunk.record if trunk else None,
-        protect=protected,
+        trunk=ended.trunk,
+        protect=ended.protect,
         averaged=averaged,
     )
     if rank() == 0:
-        _publish(job, Averaged(state, averaged), record)
+        load = job.model.in_memory.load
+        _publish(job, ended.phase.so_far, Averaged(state, averaged, engine.kept, load), record)
     engine.accelerator.wait_for_everyone()
     return record
 
 
-def _averaged(job: _Job, engine: Any, tell: Tell) -> list[Path]:  # noqa: ANN401 (no types there)
+def _averaged(job: Job, engine: Any, tell: Tell) -> list[Path]:  # noqa: ANN401 (no types there)
     """Return the checkpoints that the end of the run is averaged with."""
-    count = job.recipe.training.average_checkpoints - 1
-    earlier = RunFolder.of(job.recipe).to_average(engine.state.global_step, count)
+    training = job.recipe.training
+    between = steps_between_saves(training, job.schedule.steps)
+    earlier = RunFolder.of(job.recipe).to_average(
+        engine.state.global_step, training.average_checkpoints - 1, between
+    )
     if earlier:
         steps = ", ".join(f"{step_of(checkpoint):,}" for checkpoint in earlier)
         tell(f"Averaging what was trained over steps {steps} and the last.")
     return earlier
 
 
-def _publish(job: _Job, state: Mapping[str, Tensor], record: TrainRecord) -> None:
+def _publish(job: Job, trained: Trains, state: Mapping[str, Tensor], record: TrainRecord) -> None:
     """Write the trained model and the record."""
     recipe, training, folder = job.recipe, job.recipe.training, RunFolder.of(job.recipe)
     publish(
         job.model,
         state,
-        job.trains,
+        trained,
         folder.model,
         dtype="F32" if training.save_dtype == "float32" else None,
         chat_template=job.tokenizer.chat_template if recipe.data.chat_template else None,
         record=record,
     )
     folder.end(record, keep_checkpoints=training.keep_checkpoints)
-
-
-def _train(job: _Job, engine: Any, tell: Tell) -> int | None:  # noqa: ANN401 (no types there)
-    """Train to the end; return the step that an earlier run's last checkpoint was of."""
-    folder = RunFolder.of(job.recipe)
-    if rank() == 0:
-        folder.begin(job.recipe)
-    engine.accelerator.wait_for_everyone()
-    last = last_checkpoint(folder.checkpoints)
-    resumed = step_of(last) if last else None
-    if last:
-        tell(f"Resuming after step {resumed}.")
-    engine.train(resume_from_checkpoint=str(last) if last else None)
-    if engine.state.global_step < job.schedule.steps:
-        tell(f"Stopped by a callback after step {engine.state.global_step:,}.")
-    return resumed
-
-
-def _start_above_trunk(job: _Job, engine: Any, progress: Progress, tell: Tell) -> Trunk | None:  # noqa: ANN401 (no types there)
-    """Let the engine start above the trunk, if its output is to be kept and can be."""
-    trunk = job.keeper.keep(engine, progress, tell) if job.keeper else None
-    if trunk is not None:
-        engine.start_above(trunk.bypass, trunk.data)
-        kept = trunk.record
-        tell(
-            f"Starting above the {kept.blocks} frozen blocks at the bottom: their output is kept "
-            f"for {kept.sequences:,} sequences ({kept.stored_bytes / 1e9:.2f} GB), of which "
-            f"{kept.computed:,} were computed now, in {kept.seconds:.0f} s."
-        )
-    return trunk
-
-
-def _announcement(job: _Job, parameters: int, trained: int) -> str:
-    """Say what trains, and for how long."""
-    schedule = job.schedule
-    return (
-        f"Training {trained:,} of {parameters:,} parameters ({trained / parameters:.1%}): "
-        f"{job.trains.words}; {schedule.steps:,} steps, {schedule.tokens[-1]:,} tokens."
-    )
 
 
 @contextmanager

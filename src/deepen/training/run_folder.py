@@ -190,13 +190,19 @@ class RunFolder:
             error.add_note(f"the same command {where}")
             raise
 
-    def to_average(self, step: int, count: int) -> list[Path]:
+    def to_average(self, step: int, count: int, between: int) -> list[Path]:
         """Return the last so many checkpoints before a step, the earliest first.
+
+        Args:
+            step: The step.
+            count: How many.
+            between: Steps between checkpoints; others, at the ends of phases, are passed over.
 
         Raises:
             DeepenError: One of them is damaged.
         """
-        earlier = [kept for kept in _marked(self.checkpoints) if step_of(kept) < step]
+        steps = {step_of(kept): kept for kept in _marked(self.checkpoints)}
+        earlier = [kept for at, kept in steps.items() if at < step and at % between == 0]
         chosen = earlier[max(0, len(earlier) - count) :]
         for checkpoint in chosen:
             if (reason := damage(checkpoint)) is not None:

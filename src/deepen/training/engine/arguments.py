@@ -43,12 +43,11 @@ def arguments(
         "adam_beta2": beta2,
         "adam_epsilon": training.epsilon,
         "max_grad_norm": training.max_gradient_norm,
-        **_schedule(training, steps),
+        **schedule(training, steps),
         "logging_steps": log_every,
         "logging_nan_inf_filter": False,
         "save_steps": steps_between_saves(training, steps),
-        # The one before the last stays until the last is whole.
-        "save_total_limit": max(2, training.average_checkpoints),
+        "save_total_limit": checkpoints_kept(training),
         "seed": seed,
         "use_cpu": not cuda,
         "bf16": precision_of(training) == "bfloat16",
@@ -82,6 +81,16 @@ def steps_between_saves(training: TrainingConfig, steps: int) -> int:
             f"training.save_every or average fewer."
         )
     return between
+
+
+def checkpoints_kept(training: TrainingConfig) -> int:
+    """Return how many checkpoints are kept: what is averaged, and the last ends of phases.
+
+    The one before the last stays in any case until the last is whole.
+    """
+    averaged = training.average_checkpoints
+    ends = len(training.phases or [None]) - 1 if averaged > 1 else 0
+    return max(2, averaged + ends)
 
 
 def _checkpointing() -> str:
@@ -168,8 +177,8 @@ def _trackers(training: TrainingConfig) -> list[str] | str:
     return [name for name in _listed(training) if name != "tensorboard"] or "none"
 
 
-def _schedule(training: TrainingConfig, steps: int) -> dict[str, Any]:
-    """Name the schedule and its numbers."""
+def schedule(training: TrainingConfig, steps: int) -> dict[str, Any]:
+    """Name the schedule and its numbers for a run, or a phase, of so many steps."""
     warmup = training.warmup * steps if training.warmup < 1 else training.warmup
     share = training.min_learning_rate_share
     if training.schedule == "wsd":

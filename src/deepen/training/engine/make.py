@@ -1,7 +1,7 @@
 """Make the engine of a stage: transformers' Trainer for pre-training, TRL's for fine-tuning."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepen.common.progress import Progress
 from deepen.training.engine.arguments import arguments, micro_batches, tensorboard
@@ -10,6 +10,9 @@ from deepen.training.engine.schedule import Schedule
 from deepen.training.processes import processes
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from deepen.training.engine.trainers import Part
 
 
 def make_engine(
@@ -22,6 +25,7 @@ def make_engine(
     rates: Rates | None,
     progress: Progress,
     callbacks: Sequence[Any] = (),
+    part: "Part | None" = None,
 ) -> Any:  # noqa: ANN401
     """Make an engine that is ready to train.
 
@@ -35,6 +39,7 @@ def make_engine(
         rates: Learning rates that differ from the recipe's.
         progress: Called whenever a loss is logged.
         callbacks: transformers' callbacks, called before deepen's own.
+        part: What it does of a run in phases; by default all there is to do.
     """
     from transformers import PrinterCallback
 
@@ -59,7 +64,7 @@ def make_engine(
         callback: Any = TensorBoardCallback()
         callback.logging_dir = str(folder.tensorboard)
         engine.add_callback(callback)
-    engine.prepare(schedule, rates, stage, progress)
+    engine.prepare(schedule, rates, stage, progress, part)
     return engine
 
 

@@ -4,7 +4,7 @@ What callbacks keep is stored with them, and a step after which a callback stops
 run that is killed while it writes its result repeats its last steps and stops there again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,22 @@ WEIGHTS = "model.safetensors"
 
 
 class SavesTrained(Trainer):
-    """An engine that leaves what is frozen out of its checkpoints."""
+    """An engine that leaves what never trained out of its checkpoints."""
+
+    kept: Collection[str] = ()
+    """Names of the parameters that they hold."""
+    needed: Collection[str] = ()
+    """Names that the one which the engine resumes from must hold: fewer where a phase begins."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ANN401
-        """Save the trained parameters only: the frozen ones lie in the model's own folder."""
+        """Save the trained parameters only: the others lie in the model's own folder."""
         if not self.args.should_save:
             return
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         module = self.accelerator.unwrap_model(self.model)
         state = state_dict if state_dict is not None else module.state_dict()
-        save_file({name: state[name].contiguous() for name in _trained(module)}, folder / WEIGHTS)
+        save_file({name: state[name].contiguous() for name in self.kept}, folder / WEIGHTS)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
         """Save what a resumed run needs, and mark it once every process has written its part."""
@@ -56,13 +61,32 @@ class SavesTrained(Trainer):
                     setattr(callback, name, value)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:  # noqa: ANN401
-        """Insist that only frozen parameters are missing from a checkpoint."""
-        trained = _trained(self.accelerator.unwrap_model(self.model))
-        if trained & set(load_result.missing_keys) or load_result.unexpected_keys:
+        """Insist that only what had not trained is missing from a checkpoint."""
+        if {*self.needed} & {*load_result.missing_keys} or load_result.unexpected_keys:
             raise DeepenError(
                 f"The checkpoint in {self.args.output_dir!r} does not fit the model; "
                 f"delete it to start again."
             )
+
+
+class EndsPhase(TrainerCallback):
+    """Saves what the next phase goes on from, and stops; its place is behind all callbacks."""
+
+    def __init__(self, end: int) -> None:
+        """Know the phase's last step."""
+        self._end = end
+        self.over = False
+        """Whether the phase has come to its end, and no callback has ended the run there."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Ask for a checkpoint after the last step."""
+        control.should_save |= state.global_step == self._end
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Stop once it is written."""
+        if state.global_step == self._end:
+            self.over = not control.should_training_stop
+            control.should_training_stop = True
 
 
 class LogsWhenSaving(TrainerCallback):
@@ -102,28 +126,33 @@ class Agrees(TrainerCallback):
             setattr(control, switch, count > 0)
 
 
-def _trained(module: Any) -> set[str]:  # noqa: ANN401 (no types there)
+def trained_names(module: Any) -> list[str]:  # noqa: ANN401 (no types there)
     """Return the names of the parameters that train."""
-    return {name for name, p in module.named_parameters() if p.requires_grad}
+    return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
 class Averaged(Mapping[str, Tensor]):
     """A module's parameters, each the mean of what checkpoints and the end of the run hold."""
 
-    def __init__(self, state: Mapping[str, Tensor], checkpoints: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        checkpoints: Sequence[Path],
+        trained: Collection[str],
+        start: Callable[[str], Tensor],
+    ) -> None:
         """Read nothing yet.
 
         Args:
             state: The parameters at the end of the run, under their names in memory.
-            checkpoints: Folders of earlier steps, which hold what trains.
+            checkpoints: Folders of earlier steps, which hold what had trained by then.
+            trained: Names of what has trained.
+            start: Loads what a parameter was before it trained.
         """
         self._state, self._files = state, [folder / WEIGHTS for folder in checkpoints]
-        held: list[str] = []
-        for file in self._files[:1]:
-            with safe_open(file, "pt") as opened:
-                held = [*opened.keys()]
+        self._start = start
         # Tied parameters are held once, and have two names.
-        self._held = {state[name].data_ptr(): name for name in held}
+        self._held = {state[name].data_ptr(): name for name in trained if checkpoints}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a parameter; if it trains the mean, taken in float64."""
@@ -134,7 +163,7 @@ class Averaged(Mapping[str, Tensor]):
         total = end.detach().cpu().double()
         for file in self._files:
             with safe_open(file, "pt") as opened:
-                total += opened.get_tensor(held)
+                total += opened.get_tensor(held) if held in opened.keys() else self._start(held)  # noqa: SIM118
         return (total / (len(self._files) + 1)).to(end.dtype)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,18 +1,17 @@
 """Whether a run keeps its trunk's states."""
 
-import os
 import shutil
 from pathlib import Path
 
 from deepen.common.errors import DeepenError
 from deepen.training.engine.schedule import Schedule
+from deepen.training.processes import sharded
 from deepen.training.recipe import Recipe, Stage
 from deepen.training.trunk.bypass import NotKeptError
 
 _LEAST_SHARE_OF_BLOCKS = 0.25
 _MOST_SHARE_OF_DISK = 0.2
 _SLACK_BYTES = 2**28
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def check_possible(recipe: Recipe, stage: Stage, below: int) -> bool:
@@ -34,7 +33,7 @@ def check_possible(recipe: Recipe, stage: Stage, below: int) -> bool:
         reason = "it is for pre-training, where all sequences are of one length"
     elif not below:
         reason = "gradients reach block 0, so there is nothing frozen below"
-    elif any(os.environ.get(name, "false").lower() == "true" for name in _SHARDED):
+    elif sharded():
         reason = "no process holds the frozen blocks under FSDP and DeepSpeed"
     if reason and asked is True:
         raise DeepenError(

@@ -1,0 +1,1 @@
+"""Runs in which one part of the model trains after another."""
