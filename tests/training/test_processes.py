@@ -125,3 +125,21 @@ def test_killed_processes_go_on(recipe: Make, tmp_path: Path, stored: str | None
         runs.append(TrainRecord.model_validate_json(record))
     assert [run.resumed_from_step for run in runs] == [4, None]
     assert losses(runs[0]) == losses(runs[1])
+
+
+@pytest.mark.slow
+def test_two_processes_go_from_phase_to_phase_over_a_kill(recipe: Make, tmp_path: Path) -> None:
+    phases = [{"steps": 0.5}, {"trains": "everything", "learning_rate": 1e-3}]
+    asked = recipe(batch_size=8, phases=phases)
+    write_yaml(tmp_path / "recipe.yaml", asked.model_dump(mode="json"))
+    (tmp_path / "go.py").write_text(RUN)
+    launch("MULTI_CPU", tmp_path, kill=True)
+    printed = launch("MULTI_CPU", tmp_path)
+    assert printed.count("Phase 2 of 2: training ") == 1
+    two = TrainRecord.model_validate_json((Path(asked.output) / "record.json").read_text())
+    one = train(recipe(batch_size=8, output="one", phases=phases), "cpt")
+    assert (two.processes, two.resumed_from_step) == (2, 4)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    ours, theirs = (load_file(Path(r.output) / "model" / "model.safetensors") for r in (two, one))
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor.float(), theirs[name].float(), rtol=0.02, atol=2e-3), name
