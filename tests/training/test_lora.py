@@ -17,8 +17,9 @@ from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.planning.partial import lora_parameters
 from deepen.records.training import TrainRecord
-from deepen.training import run, train
+from deepen.training import train
 from deepen.training.freeze import Trains, adapt
+from deepen.training.phases import job
 from deepen.training.recipe import LoraConfig
 from runs import Make, interrupted, losses
 
@@ -41,7 +42,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         adapt(module, *args)
         modules.append(module)
 
-    monkeypatch.setattr(run, "adapt", keep)
+    monkeypatch.setattr(job, "adapt", keep)
     return modules
 
 

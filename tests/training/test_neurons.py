@@ -16,12 +16,13 @@ from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 from deepen.growth.widen import widen
 from deepen.planning.partial import neuron_parameters
-from deepen.training import run, train
+from deepen.training import train
 from deepen.training.data.order import steps_of
 from deepen.training.data.packed import load_packed
 from deepen.training.data.sources import load_sources
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import adapt
+from deepen.training.phases import job
 from runs import Make, interrupted, losses
 
 NEURONS = 5
@@ -152,7 +153,7 @@ def test_weight_decay_leaves_what_is_frozen(
         adapt(module, *args)
         modules.append(module)
 
-    monkeypatch.setattr(run, "adapt", keep)
+    monkeypatch.setattr(job, "adapt", keep)
     train(recipe(neurons=NEURONS, weight_decay=10.0), "cpt")
     before = FolderSource(grown).load("model.layers.0.mlp.up_proj.weight").float()
     assert torch.equal(modules[0].model.layers[0].mlp.up_proj.frozen, before[:-NEURONS])

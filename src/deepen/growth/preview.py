@@ -26,7 +26,7 @@ from deepen.planning.pattern import BROKEN_PATTERN, follows_rule, rule_of
 from deepen.planning.placement import PlacementRequest
 from deepen.planning.plan import Plan
 from deepen.planning.stages import uneven_stages
-from deepen.records.cost import Precision, Trained
+from deepen.records.cost import Estimate, Precision, Trained
 from deepen.records.growth import (
     FIELD,
     BaseIdentity,
@@ -89,14 +89,7 @@ def plan(
         "precision": precision,
         "activation_checkpointing": activation_checkpointing,
     }
-    lineage, label = lineage_of(growth), "this plan"
-    trains: Trained = "everything" if growth.trains == "everything" else "new_blocks"
-    if growth.trains == "nothing":
-        label += ", if its copies trained"
-    cost = estimate(base, growth.plan, trains=trains, label=label, **conditions)
-    if everything_for:
-        whole = estimate(base, growth.plan, trains="everything", **conditions)
-        cost = then_everything(cost, whole, everything_for)
+    lineage = lineage_of(growth)
     check_loads(growth, config_of(growth, lineage))
     record = grow_record(growth, lineage)
     assert isinstance(base.source, FolderSource)
@@ -104,9 +97,20 @@ def plan(
     notes = [*record.notes, *told, *uneven_stages(base.depth, growth.plan.depth)]
     return PlanRecord(
         growth=record.model_copy(update={"notes": notes}),
-        cost=cost,
+        cost=_cost(base, growth, everything_for, conditions),
         alternatives=placements(base, len(growth.plan.new_blocks), **conditions),
     )
+
+
+def _cost(base: Model, growth: Growth, everything_for: float, conditions: Any) -> Estimate:  # noqa: ANN401
+    """Estimate what training costs, with a last phase in which everything trains."""
+    trains: Trained = "everything" if growth.trains == "everything" else "new_blocks"
+    label = "this plan" + (", if its copies trained" if growth.trains == "nothing" else "")
+    cost = estimate(base, growth.plan, trains=trains, label=label, **conditions)
+    if not everything_for:
+        return cost
+    whole = estimate(base, growth.plan, trains="everything", **conditions)
+    return then_everything(cost, whole, everything_for)
 
 
 def requested(request: GrowRequest | None, how: Mapping[str, Any]) -> GrowRequest:

@@ -156,7 +156,8 @@ class TrainRecord(Record):
     phases: list[PhaseRecord] = Field(default_factory=list)
     """What trained for how long, if the recipe has phases; those that were begun."""
     trunk: TrunkRecord | None = None
-    """What was kept of the frozen trunk in the last phase; ``None`` if every block was run."""
+    """What was kept of the frozen trunk; ``None`` if every block was run in every step. Of a run in
+    phases in the last one that had a trunk."""
     protect: ProtectRecord | None = None
     """What was protected in the last phase; ``None`` if nothing was."""
     recipe: dict[str, Any]

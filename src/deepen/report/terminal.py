@@ -154,6 +154,10 @@ def training(record: TrainRecord) -> Table:
             ("model", f"{record.model} ({record.stage}, {record.precision} on {record.device})"),
             ("trained", f"{record.trainable_parameters:,} parameters ({share:.1%})"),
             ("steps", f"{record.steps:,} ({record.tokens:,} tokens)"),
+            *(
+                (f"phase {number}", f"{phase.what}: {phase.steps:,} steps")
+                for number, phase in enumerate(record.phases, 1)
+            ),
             ("loss", f"{last.loss_nats_per_token:.4f} nats per token at the end"),
             ("speed", f"{record.tokens_per_second:,.0f} tokens per second"),
             ("step", _where_time_goes(record.step_time)),

@@ -25,6 +25,7 @@ from deepen.training.data.sources import sources
 from deepen.training.engine.measure import peak_bytes
 from deepen.training.engine.schedule import Schedule
 from deepen.training.freeze import Trains
+from deepen.training.load import lowest_trained
 from deepen.training.phases.phase import Phase
 from deepen.training.recipe import DataConfig, Recipe, Stage
 from deepen.training.run_folder import step_of
@@ -70,13 +71,13 @@ def make_record(
         schedule: Which sequences it saw.
         matmul_rate: FLOPs per second of a large matrix product on this machine.
         resumed_from_step: Where the last restart began.
-        trunk: What was kept of the frozen blocks at the bottom, in the last phase.
+        trunk: What was kept of the frozen blocks at the bottom, as long as they were frozen.
         protect: What was protected.
         averaged: Earlier checkpoints that the result is averaged with.
     """
     length, steps = recipe.data.sequence_length, engine.state.global_step
     told = _phases(model, phases, counted, schedule, steps, length)
-    run = told[-1].flops_per_token - _kept_flops(model, trunk, length)
+    run = told[-1].flops_per_token - _kept_flops(model, phases[-1], trunk, length)
     rate = run * _speed(engine, phases[-1].begin)
     return TrainRecord(
         stage=stage,
@@ -244,9 +245,11 @@ def _flops_per_token(model: Model, trains: Trains, length: int) -> float:
     )
 
 
-def _kept_flops(model: Model, trunk: TrunkRecord | None, length: int) -> float:
-    """Count what a token did not cost, because the trunk's output was kept."""
-    return forward_flops_per_token(model, range(trunk.blocks), length) if trunk else 0.0
+def _kept_flops(model: Model, phase: Phase, trunk: TrunkRecord | None, length: int) -> float:
+    """Count what a token of a phase did not cost, because the trunk's output was kept."""
+    if trunk is None or lowest_trained(phase.so_far, model.depth) < trunk.blocks:
+        return 0.0
+    return forward_flops_per_token(model, range(trunk.blocks), length)
 
 
 def _point(entry: dict[str, Any]) -> LossPoint:

@@ -177,7 +177,7 @@ def _run(job: Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> 
     A phase begins as a run does that resumes, from the checkpoint that the one before has ended
     with: a kill there changes no more than one anywhere else.
     """
-    recipe, resumed = job.recipe, None
+    recipe, resumed, trunk = job.recipe, None, None
     ended: Ended | None = None
     if len(job.phases) > 1:
         # The first process may have had an earlier run's checkpoints to delete.
@@ -192,6 +192,7 @@ def _run(job: Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> 
             gc.collect()
         ended = train_phase(job, number, callbacks, progress, tell)
         resumed = resumed if taken < phase.begin else ended.resumed
+        trunk = ended.trunk or trunk
         if not ended.engine.phase.over:
             break
     assert ended is not None
@@ -209,7 +210,7 @@ def _run(job: Job, callbacks: Sequence[Any], progress: Progress, tell: Tell) -> 
         schedule=job.schedule,
         matmul_rate=ended.matmul_rate,
         resumed_from_step=resumed,
-        trunk=ended.trunk,
+        trunk=trunk,
         protect=ended.protect,
         averaged=averaged,
     )
