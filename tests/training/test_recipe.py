@@ -154,7 +154,7 @@ OPEN = {
     # Of any size: what is too large diverges, and that is told.
     *("learning_rate", "grid", "rates"),
     # What growth checks, of a text file, and three words.
-    *("method", "new_layers", "placement", "per_gap", "separator", "also"),
+    *("method", "new_layers", "placement", "calibration", "per_gap", "separator", "also"),
 }
 
 
