@@ -77,7 +77,7 @@ class PhaseRecord(Record):
     """Steps taken in it."""
     tokens: Count
     """Tokens seen in it, over all processes."""
-    learning_rate: Measure
+    learning_rate: float
     """Its peak learning rate."""
     trainable_parameters: Count
     """Parameters that trained."""
