@@ -1,8 +1,10 @@
 """The text that a model is scored on."""
 
+import json
 import os
 
 import pytest
+import torch
 
 import deepen
 import tiny
@@ -18,6 +20,33 @@ def test_the_beginning_of_a_text_is_cut_into_sequences_of_equal_length(llama, tm
     assert tokens.shape == (8, 128), "no longer than the model has positions"
     ids = tiny.tokenizer()(text.read_text())["input_ids"]
     assert tokens.flatten().tolist() == ids[:1024]
+
+
+def test_documents_are_read_without_what_json_puts_around_them(llama, tmp_path):
+    model = open_model(llama)
+    plain, rows = tmp_path / "text.txt", tmp_path / "text.jsonl"
+    documents = ["The water of the river \u201cflows\u201d. " * 12, "And so on.\n" * 20]
+    plain.write_text("\n\n".join(documents))
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    assert torch.equal(
+        read_calibration(model, str(plain)).tokens, read_calibration(model, str(rows)).tokens
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ('{"messages": []}', "Row 1 of 'text.jsonl' has no 'text'"),
+        ("[1]", "Row 1 of 'text.jsonl' has no 'text'"),
+        ('{"text": null}', "Row 1 of 'text.jsonl' has no 'text'"),
+        ("{", "Row 1 of 'text.jsonl' is not valid JSON"),
+        ('{"text": "' + "a" * 2**22 + '"}', "is longer than 4,194,304 characters"),
+    ],
+)
+def test_a_row_that_is_no_document_is_one_sentence(llama, tmp_path, row, sentence):
+    (tmp_path / "text.jsonl").write_text(row + "\n")
+    with pytest.raises(DeepenError, match=sentence):
+        read_calibration(open_model(llama), str(tmp_path / "text.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -10,13 +11,14 @@ from torch import Tensor
 from deepen.base.model import Model
 from deepen.base.registry.texts import text_file
 from deepen.base.text import PASSAGE, opening
-from deepen.common.bounded import check_regular
+from deepen.common.bounded import check_regular, parse_json
 from deepen.common.errors import DeepenError
 from deepen.common.files import digest_of
 
 _LEAST, _MOST, _LONGEST = 32, 1024, 256
 """Tokens of calibration, at least and at most; and of one sequence."""
 _CHARACTERS = 2**16  # hold that many tokens in any language
+_ROWS, _LONGEST_ROW = (".jsonl", ".ndjson"), 2**22
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ def read_calibration(model: Model, file: str | None, *, sequences: int = 1) -> C
 
     Args:
         model: The model.
-        file: A text in UTF-8, or ``registry:TEXT/PART``; by default the passage that ``verify``
-            reads.
+        file: A text in UTF-8, a file of documents (.jsonl), or ``registry:TEXT/PART``; by default
+            the passage that ``verify`` reads.
         sequences: Into how many sequences it is cut at least.
 
     Raises:
@@ -70,7 +72,8 @@ def _read(file: str) -> tuple[str, str, str]:
     try:
         sha256 = digest_of(path)
         with path.open(encoding="utf-8") as text:
-            content = text.read(_CHARACTERS)
+            rows = path.suffix in _ROWS
+            content = _documents(text, path.name) if rows else text.read(_CHARACTERS)
     except UnicodeDecodeError:
         raise DeepenError(
             f"The calibration text {file!r} is no text in UTF-8; give one that is."
@@ -82,6 +85,29 @@ def _read(file: str) -> tuple[str, str, str]:
     if not content.strip():
         raise DeepenError(f"The calibration text {file!r} is empty; give one with words.")
     return path.name, sha256, content
+
+
+def _documents(file: TextIO, name: str) -> str:
+    """Read the documents at the beginning of a file of rows, one after the other.
+
+    Raises:
+        DeepenError: A row is no JSON, has no text, or is longer than all that could be read.
+    """
+    documents, left = [], _CHARACTERS
+    while left > 0 and (line := file.readline(_LONGEST_ROW)):
+        where = f"Row {len(documents) + 1} of {name!r}"
+        if len(line) == _LONGEST_ROW:
+            raise DeepenError(f"{where} is longer than {_LONGEST_ROW:,} characters; shorten it.")
+        row = parse_json(line, where)
+        document = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(document, str):
+            raise DeepenError(
+                f"{where} has no 'text', and blocks are scored on plain documents; give such a "
+                f"file, or a text in UTF-8."
+            )
+        documents.append(document)
+        left -= len(document)
+    return "\n\n".join(documents)
 
 
 def _sha256(text: str) -> str:
