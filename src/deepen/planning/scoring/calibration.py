@@ -93,7 +93,8 @@ def _documents(file: TextIO, name: str) -> str:
     Raises:
         DeepenError: A row is no JSON, has no text, or is longer than all that could be read.
     """
-    documents, left = [], _CHARACTERS
+    documents: list[str] = []
+    left = _CHARACTERS
     while left > 0 and (line := file.readline(_LONGEST_ROW)):
         where = f"Row {len(documents) + 1} of {name!r}"
         if len(line) == _LONGEST_ROW:
