@@ -2,74 +2,20 @@
 
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny
+import ggufs
 from deepen.base.gguf import import_gguf
 from deepen.base.model import open_model
 from deepen.common.errors import DeepenError
 
-HIDDEN, FFN, BLOCKS, HEADS = 16, 32, 2, 2
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama as llama.cpp stores it, its weights random, with a byte-level tokenizer."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    words = sorted(tiny.tokenizer().backend_tokenizer.get_vocab())
-    words = [*SPECIAL, *(word for word in words if len(word) == 1), "ab"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(BLOCKS)
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(1e4)
-    writer.add_vocab_size(len(words))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(words)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(words) - len(SPECIAL)))
-    # Two spaces are one token: the rule for digits decides whether they meet.
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    for name, tensor in tensors(len(words)).items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def tensors(vocabulary: int) -> dict[str, np.ndarray]:
-    """Random weights, of which bfloat16 holds every bit."""
-    draw = np.random.default_rng(0)
-
-    def weight(*shape: int) -> np.ndarray:
-        values = torch.tensor(draw.normal(0, 0.5, shape), dtype=torch.bfloat16)
-        return values.to(torch.float32).numpy()
-
-    made = {"token_embd.weight": weight(vocabulary, HIDDEN), "output_norm.weight": weight(HIDDEN)}
-    for block in range(BLOCKS):
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            made[f"blk.{block}.{part}.weight"] = weight(HIDDEN, HIDDEN)
-        for part in ("ffn_gate", "ffn_up"):
-            made[f"blk.{block}.{part}.weight"] = weight(FFN, HIDDEN)
-        made[f"blk.{block}.ffn_down.weight"] = weight(HIDDEN, FFN)
-        made[f"blk.{block}.attn_norm.weight"] = weight(HIDDEN)
-        made[f"blk.{block}.ffn_norm.weight"] = weight(HIDDEN)
-    return made
+    """A tiny Llama as llama.cpp stores it."""
+    return ggufs.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +34,7 @@ def test_the_logits_are_those_that_transformers_reads(file: Path, imported: Path
 
 def test_it_is_an_ordinary_checkpoint_in_bfloat16(imported: Path) -> None:
     model = open_model(imported)
-    assert model.depth == BLOCKS
+    assert model.depth == ggufs.BLOCKS
     assert {info.dtype for info in model.source.infos.values()} == {"BF16"}
     assert "quantization_config" not in model.source.config
     assert model.source.config["rms_norm_eps"] == 1e-5
@@ -119,6 +65,42 @@ def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DeepenError, match="cannot read") as raised:
         import_gguf(tmp_path / "damaged.gguf", tmp_path / "out")
     assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
+
+
+def changed(file: Path, out: Path, field: str, number: int) -> Path:
+    """Copy a file, one of its numbers changed."""
+    content = bytearray(file.read_bytes())
+    place = content.index(field.encode()) + len(field) + 4  # behind the name stands its type
+    content[place : place + 4] = number.to_bytes(4, "little")
+    out.write_bytes(content)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("field", "number", "said"),
+    [
+        ("llama.block_count", 3, "tells of 3 blocks, and has 2; give a whole"),
+        ("llama.block_count", 2**31, "num_hidden_layers"),
+        ("llama.feed_forward_length", 2**20, "parameters, and has"),
+        ("llama.embedding_length", 2**29, "hidden_size"),
+        ("llama.feed_forward_length", ggufs.FFN + 1, "transformers cannot read"),
+    ],
+)
+def test_a_size_that_its_tensors_do_not_have_is_refused_before_memory_is_taken(
+    file: Path, tmp_path: Path, field: str, number: int, said: str
+) -> None:
+    damaged = changed(file, tmp_path / "damaged.gguf", field, number)
+    with pytest.raises(DeepenError, match=said):
+        import_gguf(damaged, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
+
+
+def test_a_tensor_that_is_not_there_is_not_made_up(file: Path, tmp_path: Path) -> None:
+    content = file.read_bytes()
+    (tmp_path / "damaged.gguf").write_bytes(content.replace(b"blk.1.ffn_up", b"blk.1.ffn_uq"))
+    with pytest.raises(DeepenError, match=r"lacks tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        import_gguf(tmp_path / "damaged.gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+import ggufs
 import shrink
 import studies
 import tiny
@@ -86,6 +87,7 @@ def materials(folder: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
     base.save_pretrained(folder / "sharded", max_shard_size="4KB")
     grown = str(folder / "grown")
+    ggufs.write(folder / "tiny.gguf")
     run = ["grow", str(folder / "base"), grown, "-m", "llama-pro", "-n", "1"]
     cli.app(args=run, standalone_mode=False)
     cli.app(args=["pack", grown, str(folder / "pack")], standalone_mode=False)
@@ -107,6 +109,14 @@ def use(base: Path) -> list[Command]:
 def prove(base: str, grown: str) -> Command:
     """Verify on few tokens."""
     return ["verify", base, grown, "--sequences", "1", "--length", "4"]
+
+
+def quantised_files(data: DataObject, folder: Path, copy: Copy) -> list[Command]:
+    """A GGUF file, mostly where it says what the model is."""
+    file = folder / "tiny.gguf"
+    content = (folder / "materials" / file.name).read_bytes()
+    file.write_bytes(spoilt_bytes(data, content, one(data, (700, 700, 2**30))))
+    return [["import", file.name, "base"], *use(folder / "base")]
 
 
 def headers(data: DataObject, folder: Path, copy: Copy) -> list[Command]:
@@ -311,6 +321,8 @@ def _value(data: DataObject, name: str) -> str:
         "periods",
         "quality",
         "influence",
+        "importance",
+        "gradient",
         "spread:0-3",
         "after:0",
         "after:-1",
@@ -351,6 +363,7 @@ KINDS: dict[str, Callable[[DataObject, Path, Copy], list[Command]]] = {
     "config.json of six families": configs,
     "tokenizers, cards and other side files": side_files,
     "pickles": pickles,
+    "GGUF files": quantised_files,
     "lineages": lineages,
     "packs, manifests and deepen-base.json": parts,
     "recipes": recipes,

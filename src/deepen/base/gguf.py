@@ -6,7 +6,7 @@ right here. The weights are the quantised ones, not those that they were made fr
 
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from deepen.base.folder import check_numbers
 from deepen.common.errors import DeepenError
 from deepen.common.folders import whole_folder
 from deepen.common.quiet import quiet_transformers
@@ -66,33 +67,80 @@ def import_gguf(
 
 def _read(file: Path) -> tuple[Any, "PreTrainedTokenizerBase"]:
     """Load model, in float32, and tokenizer."""
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, name = file.parent, file.name
     try:
-        splitting = _splitting(file)
+        content = GGUFReader(file)
+        _check_size(file, content)
         with redirect_stderr(io.StringIO()):  # a bar that no setting turns off
-            module = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+        module, loaded = both
+        _check_complete(module, loaded["missing_keys"], file)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+    except DeepenError:
+        raise
     except Exception as error:  # many types, for files that are damaged or of unknown models
         reason = " ".join(str(error).split())[:200]
         raise DeepenError(
             f"transformers cannot read {str(file)!r} ({reason}); give a whole GGUF file of an "
             f"architecture that it knows."
         ) from None
-    if splitting == "smollm":
+    rule = content.fields.get(_SPLITTING)
+    if rule is not None and rule.contents() == "smollm":
         _split_digits(tokenizer)
     return module, tokenizer
 
 
-def _splitting(file: Path) -> str | None:
-    """Return the name of the rule by which the tokenizer splits text before it merges."""
-    from gguf import GGUFReader
+def _check_size(file: Path, content: Any) -> None:  # noqa: ANN401 (a class of gguf)
+    """Hold what the file says of the model's size to the tensors in it, before memory is taken.
 
-    field = GGUFReader(file).fields.get(_SPLITTING)
-    return None if field is None else str(field.contents())
+    Raises:
+        DeepenError: It tells of more.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    ).get_text_config()
+    check_numbers(config.to_dict(), str(file))
+    names = [str(tensor.name).split(".") for tensor in content.tensors]
+    blocks = len({name[1] for name in names if name[0] == "blk"})
+    if config.num_hidden_layers > blocks:
+        raise _incomplete(file, f"tells of {config.num_hidden_layers:,} blocks, and has {blocks}")
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    there = sum(int(tensor.n_elements) for tensor in content.tensors)
+    if wanted > 2 * there:  # a head that is the embedding is stored once
+        raise _incomplete(file, f"tells of {wanted:,} parameters, and has {there:,}")
+
+
+def _check_complete(module: Any, missing: Iterable[str], file: Path) -> None:  # noqa: ANN401
+    """Refuse a file that lacks tensors, which transformers fills with random numbers.
+
+    Raises:
+        DeepenError: One is missing, and is no other's by its name alone.
+    """
+    tied = module.get_output_embeddings() if module.config.tie_word_embeddings else None
+    own = dict(module.named_parameters(remove_duplicate=False))
+    lacking = sorted(
+        name for name in missing if name in own and not (tied and own[name] is tied.weight)
+    )
+    if lacking:
+        raise _incomplete(file, f"lacks tensor {lacking[0]}, one of {len(lacking)}")
+
+
+def _incomplete(file: Path, what: str) -> DeepenError:
+    """Make the error of a file that does not hold the model that it describes."""
+    return DeepenError(f"{str(file)!r} {what}; give a whole GGUF file.")
 
 
 def _split_digits(tokenizer: Any) -> None:  # noqa: ANN401 (a class of transformers)
