@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepen import cli
 from deepen.common.errors import DeepenError
 from fuzz.change import spoilt_bytes, spoilt_tree
-from fuzz.kinds import KINDS, materials
+from fuzz.kinds import COMMANDS, KINDS, materials
 from fuzz.run import MOST_BYTES, attempts, run
 
 EACH = 25
@@ -60,6 +62,16 @@ def test_a_promise_that_is_broken_is_seen_and_shrunk(made, monkeypatch, fault, s
     assert said in broken
     assert "Draw 1: 10\n" in broken  # the mildest of all choices
     assert "['plan', 'materials/base']" in broken
+
+
+def test_options_of_every_command_that_needs_no_network_are_spoilt():
+    commands = set(typer.main.get_command(cli.app).commands)
+    assert commands - {command for command, *_ in COMMANDS} == {
+        "demo",
+        "fetch",
+        "import",
+        "methods",
+    }
 
 
 def test_sound_inputs_work(made):

@@ -58,6 +58,7 @@ def test_two_imports_are_the_same_bytes(file: Path, imported: Path, tmp_path: Pa
     names = {path.name for path in imported.iterdir()}
     assert names == {path.name for path in again.iterdir()}
     assert all((imported / n).read_bytes() == (again / n).read_bytes() for n in names)
+    assert "local_files_only" not in (again / "tokenizer_config.json").read_text()
 
 
 def test_a_damaged_file_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ COMMANDS: tuple[Command, ...] = (
     ["combine", "materials/base", *["materials/pack"] * 2, "out", "--how", "interleave"],
     ["reproduce", "materials/grown", "--base", "materials/base"],
     ["evaluate", "materials/grown", "--perplexity", "corpus.txt", "--max-tokens", "64"],
+    ["scan", "materials/base", "out", "--calibration", "corpus.txt", "--max-tokens", "64"],
     ["train", "cpt", "recipe.yaml"],
     ["compare", "study.yaml"],
     ["report", "study"],

@@ -59,6 +59,7 @@ def import_gguf(
         module, tokenizer = _read(file)
         _save(module, folder)
         tokenizer.model_max_length = getattr(module.config, "max_position_embeddings", 2048)
+        tokenizer.init_kwargs.pop("local_files_only", None)  # whether a hub was in reach just now
         tokenizer.save_pretrained(folder)
         for name, content in (beside or {}).items():
             (folder / name).write_bytes(content)
