@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 # Nothing here may reach for a hub.
@@ -20,6 +21,18 @@ import tiny
 logging.disable_progress_bar()
 # A shell ignores it for what runs in its background, and processes that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = ("growth/test_memory.py", "training/test_processes.py", "comparison/test_run.py")
+"""Files of few tests whose processes take long."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let processes that share the tests begin with what takes longest, so that none ends alone."""
+    if hasattr(config, "workerinput"):
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda i: (not str(i.path).endswith(LONGEST), -counts[i.path]))
 
 
 @pytest.fixture(scope="module", autouse=True)
