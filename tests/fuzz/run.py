@@ -1,7 +1,7 @@
 """Spoil inputs, use them through the command line, and hold what comes of it to the promise.
 
 hypothesis draws what is spoilt, by seeds, and shrinks what breaks the promise to the mildest change
-that still does. ``make fuzz`` tries 5,040 and writes the table of docs/reliability.md; what it has
+that still does. ``make fuzz`` tries 5,460 and writes the table of docs/reliability.md; what it has
 done is kept in ``runs/fuzz`` as long as no source changes, so that it can be ended and goes on.
 """
 

@@ -301,6 +301,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
         ({"sequence_length": 129}, {}, "129 is longer than the 128 positions of tiny-grown"),
         ({}, {"trains": [9]}, "no block 9"),
         ({}, {"trains": []}, "Nothing would be trained"),
+        ({}, {"neurons": 40}, "leaves none of the 40 neurons"),
     ],
 )
 def test_refusals_leave_nothing(

@@ -40,6 +40,7 @@ from deepen.training.load import (
     check_memory,
     lowest_trained,
 )
+from deepen.training.neurons import check_neurons
 from deepen.training.phases.job import Ended, Job, train_phase
 from deepen.training.phases.phase import parts, phases_of
 from deepen.training.processes import local_rank, rank, sharded, wait_for_all
@@ -118,6 +119,8 @@ def _prepare(recipe: Recipe, stage: Stage, progress: Progress, tell: Tell) -> Jo
     trained = parts(model.source.config, model.depth, training, model.source.name)
     whole = reduce(or_, trained)
     _check_phases(training)
+    if training.neurons:
+        check_neurons(model, training.neurons)
     check_length(model, data)
     check_generation(model)
     check_trackers(training)
